@@ -19,13 +19,15 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from . import hardware
+
 NAME = "iris_packed"
 
 
 def register() -> str:
     """Make the implementation known to transformers; returns its name."""
-    flash = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
-    AttentionInterface.register(NAME, flash_attention if flash else row_by_row_attention)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN makes a new plan for every new length: 5 ms of CPU a call
+    AttentionInterface.register(NAME, flash_attention if hardware.is_ampere() else row_by_row_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     return NAME
 
@@ -41,14 +43,14 @@ def flash_attention(
     max_seqlen: int = 0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """query (1, heads, T, head_dim), key and value (1, kv_heads, T, head_dim), 16-bit, -> (1, T, heads, head_dim), None.
+    """query (1, heads, T, head_dim), key and value (1, kv_heads, T, head_dim), 16-bit -> (1, T, heads, head_dim).
     `max_seqlen` is the longest row's length or more."""
     if cu_seqlens is None or query.dtype == torch.float32:
         return row_by_row_attention(module, query, key, value, attention_mask, scaling, cu_seqlens, **kwargs)
     from torch.nn.attention.varlen import varlen_attn
 
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale=scaling, **_CAUSAL)
+    out: Any = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale=scaling, **_CAUSAL)
     return out[None], None
 
 

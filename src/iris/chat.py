@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import InputError
 
@@ -79,13 +79,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_gene
     start = 0
     for index, message in enumerate(messages):
         place = text.index(chr(_MARK + index), start)
+        content, end = message["content"], place + 1
+        if text[place - 1] == text[end] == '"':  # a template that writes a tool's answer as a JSON string
+            content, place, end = json.dumps(content, ensure_ascii=False), place - 1, end + 1
         add(text[start:place], learned=False, special=True)
-        content = message["content"]
-        if text[place - 1 : place] == '"':  # a template that writes a tool's answer as a JSON string
-            content = json.dumps(content, ensure_ascii=False)[1:-1]
         add(content, learned=message["role"] == "assistant", special=False)
         answered = message["role"] == "assistant"
-        start = place + 1
+        start = end
     add(text[start:], learned=False, special=True)
     return Encoded(ids, labels)
 
@@ -112,7 +112,7 @@ def preview(tokenizer: PreTrainedTokenizerBase, encoded: Encoded, learned: tuple
     begin = 0
     for index in range(1, len(encoded.labels) + 1):
         if index == len(encoded.labels) or (encoded.labels[index] == IGNORED) != (encoded.labels[begin] == IGNORED):
-            text = str(tokenizer.decode(encoded.input_ids[begin:index]))
+            text = str(tokenizer.decode(encoded.input_ids[begin:index], clean_up_tokenization_spaces=False))
             parts.append(text if encoded.labels[begin] == IGNORED else f"{learned[0]}{text}{learned[1]}")
             begin = index
     return "".join(parts)
@@ -152,24 +152,63 @@ def packed_item(rows: list[Encoded]) -> dict[str, list[int]]:
     }
 
 
-def collate(items: list[dict[str, Any]], pad_token_id: int, length: int | None = None) -> dict[str, Any]:
+class Shape(NamedTuple):
+    """Fixed shapes of a batch, which torch.compile needs: tokens in all, the longest row, and how many rows at most."""
+
+    tokens: int
+    longest: int
+    rows: int
+
+
+def shape_of(items: list[dict[str, Any]], micro_batch: int, max_length: int) -> Shape:
+    """The shape that any `micro_batch` of these packed sequences fits into, its padding included."""
+    most = sorted((len(item["seq_lengths"]) for item in items), reverse=True)[:micro_batch]
+    return Shape(micro_batch * max_length, max_length, sum(most) + micro_batch)
+
+
+def collate(items: list[dict[str, Any]], pad_token_id: int, shape: Shape | None = None) -> dict[str, Any]:
     """Packed sequences -> one flat row of tensors: input_ids, labels (shifted: the label of a token is the next token)
-    and position_ids, each (1, T), and cu_seqlens (rows + 1). With `length` T is fixed: what is left over is one more
-    row of padding, of which nothing is learned."""
+    and position_ids, each (1, T); cu_seqlens (rows + 1); tokens, how many are not padding.
+
+    With `shape` T is shape.tokens, padding forms rows of its own, and cu_seqlens is filled with rows of no length."""
     import torch
 
     ids = [token for item in items for token in item["input_ids"]]
     labels = [label for item in items for label in item["labels"]]
     lengths = [n for item in items for n in item["seq_lengths"]]
-    if length is not None and (gap := length - len(ids)):
+    tokens = len(ids)
+    if shape is not None:
+        gap = shape.tokens - tokens
         ids += [pad_token_id] * gap
         labels += [IGNORED] * gap
-        lengths.append(gap)
-    bounds = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        lengths += [min(shape.longest, gap - begin) for begin in range(0, gap, shape.longest)]
     positions = torch.cat([torch.arange(n) for n in lengths])
+    if shape is not None:
+        lengths += [0] * (shape.rows - len(lengths))
     return {
         "input_ids": torch.tensor([ids]),
         "labels": torch.tensor([labels]),
         "position_ids": positions[None],
-        "cu_seqlens": bounds,
+        "cu_seqlens": torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32),
+        "tokens": tokens,
+    }
+
+
+def collate_padded(items: list[dict[str, Any]], pad_token_id: int) -> dict[str, Any]:
+    """The same rows one below the other, padded on the right: input_ids, labels (shifted) and attention_mask, each
+    (rows, longest), and tokens. For engines that do not know packed rows."""
+    import torch
+
+    rows = []
+    for item in items:
+        begin = 0
+        for n in item["seq_lengths"]:
+            rows.append((item["input_ids"][begin : begin + n], item["labels"][begin : begin + n]))
+            begin += n
+    longest = max(len(ids) for ids, _ in rows)
+    return {
+        "input_ids": torch.tensor([ids + [pad_token_id] * (longest - len(ids)) for ids, _ in rows]),
+        "labels": torch.tensor([labels + [IGNORED] * (longest - len(labels)) for _, labels in rows]),
+        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in rows]),
+        "tokens": sum(len(ids) for ids, _ in rows),
     }

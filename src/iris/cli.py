@@ -68,7 +68,9 @@ def parser() -> Parser:
     one.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of the run (default: %(default)s)")
     one.add_argument("--max-steps", type=int, help="train for so many steps only")
     one.add_argument("--limit", type=int, help="evaluate on so many items only")
-    one.add_argument("--results", type=Path, default=Path("results"), help="folder of the records (default: %(default)s)")
+    one.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of the records (default: %(default)s)"
+    )
 
     one = verb("train", train, "train an adapter")
     one.add_argument("--model", default="smollm2", help=f"{MODELS} (default: %(default)s)")
@@ -128,11 +130,12 @@ def train(args: argparse.Namespace) -> None:
     )
     if args.minutes is not None and args.minutes <= 0:
         raise InputError(f"--minutes must be above zero, not {args.minutes}")
+    from . import model
+
+    model.prepare(asked)
     from . import train as module
 
-    module.fit(
-        asked, args.out, resume=args.resume, minutes=args.minutes, strict=args.strict, benchmarks=args.data_dir
-    )
+    module.fit(asked, args.out, resume=args.resume, minutes=args.minutes, strict=args.strict, benchmarks=args.data_dir)
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ import textwrap
 import time
 from pathlib import Path
 
-from . import compare, embedded, evaluate, export, recipe, record, train
+from . import checkpoints, compare, embedded, evaluate, export, recipe, record, train
 from .poet import Poet
 
 THEMES = (("haiku", "the last train home"), ("limerick", "a baker who overslept"), ("free", "my grandmother's radio"))
@@ -58,7 +58,7 @@ def _make_room(out: Path, asked: recipe.Recipe) -> bool:
         return False
     earlier = record.read(out / "record.json")
     same = not recipe.changes(asked, earlier.recipe or {})
-    if earlier.status != "finished" and same and train.last_checkpoint(out):
+    if earlier.status != "finished" and same and checkpoints.last(out):
         return True
     print(f"replacing the earlier demo in {out}")
     shutil.rmtree(out)

@@ -71,10 +71,8 @@ def folder() -> Path:
 
     source = gguf()
     model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.bfloat16)
-    model.config.quantization_config = None
     del model.config.quantization_config
-    model.is_quantized = False
-    model.hf_quantizer = None
+    model.is_quantized, model.hf_quantizer = False, None  # type: ignore[assignment]
     tokenizer = _tokenizer(source)
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     model.config.update(ids)

@@ -1,6 +1,6 @@
 """From a finished run to a folder that anybody can run: merge -> GGUF -> proof.
 
-OUT/ holds merged/ (a Hugging Face folder in the base's 16-bit type), NAME-F16.gguf and its quantizations, adapter/,
+OUT/ holds merged/ (a Hugging Face folder in fp16, see merge.py), NAME-F16.gguf and its quantizations, adapter/,
 a Modelfile for Ollama, record.json, and SHA256SUMS over all of it. It is made beside OUT and renamed at the end: a
 failed export leaves nothing.
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 from . import embedded, record
 from .errors import InputError, RunError
-from .merge import TOKENIZER, Adapter, merge, read_json, weight_files
+from .merge import Adapter, merge, read_json, weight_files
 from .recipe import one_of
 
 SUMS = "SHA256SUMS"
@@ -62,14 +62,13 @@ def export(run: Path, out: Path, quants: list[str]) -> record.Record:
         settings={"quants": quants, "training_digest": record.digest_of(read_json(run / "record.json"))},
     )
     with scratch_beside(out) as scratch:
-        merge(base, adapter, scratch / "merged")
+        merge(base, adapter, scratch / "merged", "BF16" if "bf16" in quants else "F16")
         pin_date(scratch / "merged")
         files = {}
         with tqdm(total=sum(needed[q] for q in quants), unit="B", unit_scale=True, desc="writing GGUF") as bar:
             for quant in quants:
                 path = scratch / f"{name}-{quant.upper()}.gguf"
-                before = bar.n
-                gguf_file.write(scratch / "merged", path, quant, name, lambda n, b=before: bar.update(b + n - bar.n))
+                gguf_file.write(scratch / "merged", path, quant, name, bar.update)
                 files[quant] = path
         shutil.copytree(run / "adapter", scratch / "adapter")
         smallest = min(files.values(), key=lambda path: path.stat().st_size)
@@ -163,7 +162,9 @@ def scratch_beside(out: Path) -> Iterator[Path]:
         # numpy reports a short write without an error number
         full = error.errno == errno.ENOSPC or shutil.disk_usage(out.parent).free < SPARE
         reason = "the disk is full" if full else error.strerror or str(error)
-        raise RunError(f"the export to {out} failed: {reason}; nothing was kept, free some room and try again") from None
+        raise RunError(
+            f"the export to {out} failed: {reason}; nothing was kept, free some room and try again"
+        ) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -1,8 +1,8 @@
-"""PEFT's LoRA layers with the same function in fewer passes over memory, and a compiled model.
+"""PEFT's LoRA layers with the same function in fewer passes over memory, and compiled decoder layers.
 
-`speed_up` changes the class of the layers of an ordinary PEFT model; weights, names and files stay PEFT's. What it saves:
+`speed_up` changes the class of the layers of an ordinary PEFT model; weights, names and files stay PEFT's. Saved are
 the casts between fp32 adapter and 16-bit base on every call (the adapter is cast once), DoRA's norm of W + BA without
-building W + BA, and on a GPU most of the kernel launches, by compiling each decoder layer once for a fixed shape.
+building W + BA, and with `compile_layers` most of the kernel launches and passes over memory on a GPU.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class FastLinear:
         return self.lora_magnitude_vector[name].weight / norm
 
 
-def speed_up(model: Any, compile: bool) -> int:
-    """Give every LoRA layer of a PEFT model the fast forward; with `compile`, compile each decoder layer for the fixed
-    shape it will see. Returns how many layers are fast; layers of another kind (dropout, bias) stay PEFT's own."""
+def speed_up(model: Any) -> int:
+    """Give every LoRA layer of a PEFT model the fast forward; returns how many took it. Layers of another kind
+    (dropout, bias) stay PEFT's own."""
     kinds: dict[type, type] = {}
     fast = 0
     for module in model.modules():
@@ -58,13 +58,16 @@ def speed_up(model: Any, compile: bool) -> int:
             kinds.setdefault(kind, type("Fast" + kind.__name__, (FastLinear, kind), {}))
             module.__class__ = kinds[kind]
             fast += 1
-    if compile:
-        base = model.get_base_model()
-        base.enable_input_require_grads()  # the first layer then shares the graph of the others
-        for layer in base.model.layers:
-            layer.compile(dynamic=False)
-        base.model.norm.compile(dynamic=False)
     return fast
+
+
+def compile_layers(model: Any) -> None:
+    """Compile each decoder layer of a PEFT model for the one shape it will see; the layers share one compilation."""
+    base = model.get_base_model()
+    base.enable_input_require_grads()  # so that the first layer shares the graph of the others
+    for layer in base.model.layers:
+        layer.compile(dynamic=False)
+    base.model.norm.compile(dynamic=False)
 
 
 def _prepare(module: Any) -> bool:

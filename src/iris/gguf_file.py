@@ -9,7 +9,6 @@ official converter. One tensor is in memory at a time.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import os
@@ -46,10 +45,11 @@ PRE_TOKENIZERS = {
     "855059429035d75a914d1eda9f10a876752e281a054a7a3d421ef0533e5b6249": "smollm",
 }
 TEST_TEXT = (
-    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫️ (multiple emojis concatenated) ✅ 🦙🦙 3 33 333 3333 "
-    "33333 333333 3333333 33333333 3.3 3..3 3...3 កាន់តែពិសេសអាច😁 ?我想在apple工作1314151天～ ------======= нещо на "
-    "Български ''''''```````\"\"\"\"......!!!!!!?????? I've been 'told he's there, 'RE you sure? 'M not sure I'll make "
-    "it, 'D you like some tea? We'Ve a'lL"
+    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫️ (multiple emojis concatenated) "
+    "✅ 🦙🦙 3 33 333 3333 33333 333333 3333333 33333333 "
+    "3.3 3..3 3...3 កាន់តែពិសេសអាច😁 ?我想在"
+    "apple工作1314151天～ ------======= нещо на Български ''''''```````\"\"\"\"......!!!!!!?????? I've been 'told he's there, "
+    "'RE you sure? 'M not sure I'll make it, 'D you like some tea? We'Ve a'lL"
 )
 CHUNK = 1 << 24  # numbers quantized at a time by one thread
 
@@ -69,9 +69,10 @@ class Planned:
         return math.prod(self.shape) // block * size
 
 
-def write(folder: Path, path: Path, quant: str, name: str, progress: Callable[[int], None] = lambda _: None) -> None:
+def write(folder: Path, path: Path, quant: str, name: str, progress: Callable[[int], object] = bool) -> None:
     """Write the Hugging Face folder of a Llama model (16-bit safetensors) to `path` as `quant`; `name` becomes
-    general.name; `progress` is told the bytes written so far. InputError if config, tokenizer and weights disagree."""
+    general.name; `progress` is told the bytes of each tensor written. InputError if config, tokenizer and weights
+    disagree."""
     tensors = plan(folder, quant)
     logging.getLogger("gguf.gguf_writer").setLevel(logging.ERROR)
     writer = gguf.GGUFWriter(path, arch="llama")
@@ -86,11 +87,9 @@ def write(folder: Path, path: Path, quant: str, name: str, progress: Callable[[i
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        done = 0
         for tensor in tensors:
             writer.write_tensor_data(pack(tensor.load(), tensor.type))
-            done += tensor.nbytes
-            progress(done)
+            progress(tensor.nbytes)
         writer.flush()
         for handle in writer.fout or []:
             os.fsync(handle.fileno())
@@ -105,7 +104,7 @@ def plan(folder: Path, quant: str) -> list[Planned]:
         raise InputError(f"{folder} is of type {config.get('model_type')}; only the Llama architecture can be exported")
     layers = config["num_hidden_layers"]
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
-    found = [tensor for file in weight_files(folder) for tensor in read_header(file)[1]]
+    found = [tensor for file in weight_files(folder) for tensor in read_header(file)]
     tied = all(tensor.name != "lm_head.weight" for tensor in found)
     heads = {"q_proj": config["num_attention_heads"]}
     heads["k_proj"] = config.get("num_key_value_heads") or heads["q_proj"]
@@ -119,7 +118,9 @@ def plan(folder: Path, quant: str) -> list[Planned]:
         if new is None:
             raise InputError(f"{folder} holds {tensor.name}, which no Llama has; export a plain Llama model")
         rows = heads.get(tensor.name.split(".")[-2])
-        planned.append(Planned(new, choose(new, tensor.shape, quant, layers, tied), tensor.shape, _loader(tensor, rows)))
+        planned.append(
+            Planned(new, choose(new, tensor.shape, quant, layers, tied), tensor.shape, _loader(tensor, rows))
+        )
     expected = {"token_embd.weight", "output_norm.weight", *(f"blk.{layers - 1}.{end}" for end in BLOCK)}
     if missing := expected - {tensor.name for tensor in planned}:
         raise InputError(f"{folder} lacks {sorted(missing)[0]}; its config.json and its weights do not belong together")
@@ -147,16 +148,14 @@ def choose(name: str, shape: tuple[int, ...], quant: str, layers: int, tied: boo
     """The type of one tensor, as llama-quantize chooses it (llama_tensor_get_type, without an importance matrix)."""
     if len(shape) == 1 or name.endswith("_norm.weight"):
         return Type.F32
-    most = QUANTS[quant][1]
-    if most in (Type.F16, Type.BF16, Type.Q8_0):
-        chosen = most
-    elif name == "output.weight" or (tied and name == "token_embd.weight"):
-        chosen = Type.Q6_K
-    elif quant.endswith("_k_m") and name.endswith(("attn_v.weight", "ffn_down.weight")):
-        layer, eighth = int(name.split(".")[1]), layers // 8
-        chosen = Type.Q6_K if layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2 else most
-    else:
-        chosen = most
+    chosen: Type = QUANTS[quant][1]
+    if quant not in ("f16", "bf16", "q8_0"):
+        part = name.split(".")
+        layer, eighth = int(part[1]) if part[0] == "blk" else 0, layers // 8
+        more_bits = layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
+        mixed = quant.endswith("_k_m") and name.endswith(("attn_v.weight", "ffn_down.weight")) and more_bits
+        if mixed or name == "output.weight" or (tied and name == "token_embd.weight"):
+            chosen = Type.Q6_K
     if shape[-1] % gguf.GGML_QUANT_SIZES[chosen][0]:
         chosen = NARROW.get(chosen, Type.F16)
     return chosen if shape[-1] % gguf.GGML_QUANT_SIZES[chosen][0] == 0 else Type.F16
@@ -235,7 +234,9 @@ def vocabulary(folder: Path, size: int) -> tuple[list[str], list[gguf.TokenType]
     data = read_json(folder / "tokenizer.json")
     vocab: dict[str, int] = data["model"]["vocab"]
     added = {token["id"]: token for token in data.get("added_tokens", [])}
-    by_id = {index: token for token, index in vocab.items()} | {index: token["content"] for index, token in added.items()}
+    by_id = {index: token for token, index in vocab.items()} | {
+        index: token["content"] for index, token in added.items()
+    }
     if max(by_id) >= size or len(by_id) < size * 7 // 8:
         raise InputError(
             f"the tokenizer in {folder} has {len(by_id)} tokens, the weights have {size}; "

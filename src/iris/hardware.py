@@ -32,12 +32,19 @@ def device_name() -> str:
         return platform.processor() or "CPU"
 
 
+def is_ampere() -> bool:
+    """Whether there is a GPU of NVIDIA's Ampere generation or later: bf16 and FlashAttention 2."""
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+
+
 def has_fast_bf16() -> bool:
     """Whether bf16 arithmetic is done in hardware: an Ampere GPU or later, or a CPU with AVX512-BF16 or AMX."""
     import torch
 
     if torch.cuda.is_available():
-        return torch.cuda.get_device_capability() >= (8, 0)
+        return is_ampere()
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
@@ -59,6 +66,13 @@ def dtype(name: str) -> torch.dtype:
     import torch
 
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
+
+
+def gpu_memory_gb() -> float:
+    """Memory of the GPU that this process may use, in GB (10^9 bytes)."""
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory * torch.cuda.get_per_process_memory_fraction(0) / 1e9
 
 
 def peak_memory_gb() -> float:

@@ -13,23 +13,45 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Computes the gradient of the hidden states along with the loss; the (frozen) head gets none."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        grads = torch.empty_like(hidden)
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, learned: torch.Tensor
+    ) -> torch.Tensor:
+        rows, targets = hidden[learned], labels[learned]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        for begin in range(0, len(hidden), CHUNK):
-            part, wanted = hidden[begin : begin + CHUNK], labels[begin : begin + CHUNK]
-            logits = (part @ weight.T).float()
-            total += torch.nn.functional.cross_entropy(logits, wanted, reduction="sum")
-            logits = logits.softmax(dim=-1)
-            logits[torch.arange(len(wanted), device=logits.device), wanted] -= 1
-            grads[begin : begin + CHUNK] = logits.to(weight.dtype) @ weight
-        ctx.save_for_backward(grads)
+        parts = max(1, -(-len(learned) // CHUNK))
+        losses, to_gradient_ = _compiled if hidden.is_cuda else (_losses, _to_gradient_)
+        for part, target in zip(rows.tensor_split(parts), targets.tensor_split(parts), strict=True):
+            logits = part @ weight.T
+            torch._dynamo.maybe_mark_dynamic(logits, 0)  # the number of learned tokens is never the same
+            torch._dynamo.maybe_mark_dynamic(target, 0)
+            norm, loss = losses(logits, target)
+            total += loss
+            torch._dynamo.maybe_mark_dynamic(norm, 0)
+            to_gradient_(logits, target, norm)
+            torch.mm(logits, weight, out=part)  # these rows are done with: their place takes their gradient
+        ctx.save_for_backward(torch.zeros_like(hidden).index_copy_(0, learned, rows))
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
-        (grads,) = ctx.saved_tensors
-        return grads * grad, None, None
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:  # type: ignore[override]
+        return (ctx.saved_tensors[0] * grad).to(ctx.saved_tensors[0].dtype), None, None, None
+
+
+def _losses(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The log of the partition function by row, and the sum of the losses, both in fp32."""
+    x = logits.float()
+    norm = torch.logsumexp(x, 1, keepdim=True)
+    return norm, (norm - x.gather(1, targets[:, None])).sum()
+
+
+def _to_gradient_(logits: torch.Tensor, targets: torch.Tensor, norm: torch.Tensor) -> None:
+    """`logits` becomes the gradient of the sum of its losses: probabilities, less one at the target."""
+    hit = torch.arange(logits.shape[1], device=logits.device)[None] == targets[:, None]
+    logits.copy_((logits.float() - norm).exp() - hit.float())
+
+
+# two kernels: fused into one, the second would take the logarithm again for every logit
+_compiled = torch.compile(_losses), torch.compile(_to_gradient_)
 
 
 def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -38,4 +60,4 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: tor
     hidden (T, d), weight (vocabulary, d), labels (T) with -100 where nothing is learned; returns a float32 scalar in
     nats. Only learned tokens meet the head. The weight must be frozen."""
     learned = (labels != -100).nonzero().squeeze(1)
-    return _LinearCrossEntropy.apply(hidden[learned], weight, labels[learned])
+    return _LinearCrossEntropy.apply(hidden, weight.detach(), labels, learned)

@@ -4,9 +4,12 @@
     DoRA   m · (W + s·B·A) / ‖W + s·B·A‖      the norm over each output row
 
 with s = alpha / r, or alpha / √r for rslora (formulas: PEFT's `LoraLayer` and `DoraLinearLayer`). The arithmetic is
-fp32, rounded once to the type of the base. The base is read from its safetensors, whatever it was quantized to during
-training, and written file by file under the same header, so that memory holds one tensor and never a model. NumPy
-only: no torch here.
+fp32, rounded once to 16 bits. The base is read from its 16-bit safetensors, whatever it was quantized to during
+training, and written file by file, so that memory holds one tensor and never a model. NumPy only: no torch here.
+
+Which 16 bits: an adapter moves weights by less than bf16 can tell apart. Measured on SmolLM2 (64 prompts, rank 8,
+against the adapter in fp32): rounded to fp16 the largest logit difference is 0.04, to bf16 0.40. fp16 holds every bf16
+weight exactly from 2^-14 to 65504 and errs by at most 2^-25 below, so fp16 is the default, and bf16 there on request.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +66,17 @@ def to_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def from_float32(values: np.ndarray, dtype: str) -> np.ndarray:
-    """`values` (fp32, finite) as BF16, F16 or F32, rounded to nearest even; BF16 comes as uint16 bits."""
+    """`values` (fp32, finite) as F16, or as BF16 in uint16, rounded to nearest even."""
     if dtype == "BF16":
         bits = np.ascontiguousarray(values).view(np.uint32)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     with np.errstate(over="ignore"):
-        return values.astype(np.float16 if dtype == "F16" else np.float32)
+        return values.astype(np.float16)
 
 
-def read_header(file: Path) -> tuple[bytes, list[Tensor]]:
-    """The header of a safetensors file (its length and JSON, as they are) and its tensors in the order of their bytes.
-    InputError if it is none, is cut short, or holds other types than BF16, F16 and F32."""
+def read_header(file: Path) -> list[Tensor]:
+    """The tensors of a safetensors file in the order of their bytes. InputError if it is none, is cut short, or holds
+    other types than BF16, F16 and F32."""
     try:
         with open(file, "rb") as handle:
             length = handle.read(8)
@@ -94,7 +98,7 @@ def read_header(file: Path) -> tuple[bytes, list[Tensor]]:
     for tensor in tensors:
         if tensor.dtype not in ("BF16", "F16", "F32"):
             raise InputError(f"{tensor.name} in {file} is {tensor.dtype}, not 16-bit; give the model's 16-bit weights")
-    return length + text, tensors
+    return tensors
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -134,7 +138,7 @@ class Adapter:
         if config.get("fan_in_fan_out") or (isinstance(start, str) and start.startswith(CHANGES_BASE)):
             raise InputError(f"{folder} uses fan_in_fan_out or init_lora_weights={start}, which cannot be merged here")
         self.parts: dict[str, dict[str, Tensor]] = {}  # module -> its A, B and magnitude
-        for tensor in read_header(folder / "adapter_model.safetensors")[1]:
+        for tensor in read_header(folder / "adapter_model.safetensors"):
             module, _, kind = tensor.name.removeprefix(PREFIX).removesuffix(".weight").rpartition(".")
             if kind not in KINDS:
                 raise InputError(f"{folder} holds {tensor.name}, which is no part of a LoRA; train without it")
@@ -177,7 +181,7 @@ def merged_tensors(base: Path, adapter: Adapter) -> Iterator[tuple[Tensor, np.nd
     it alone. InputError if the adapter names modules that the base lacks; RunError if a value is not finite."""
     left = set(adapter.parts)
     for file in weight_files(base):
-        for tensor in read_header(file)[1]:
+        for tensor in read_header(file):
             module = tensor.name.removesuffix(".weight")
             if module not in left:
                 yield tensor, None
@@ -194,23 +198,43 @@ def merged_tensors(base: Path, adapter: Adapter) -> Iterator[tuple[Tensor, np.nd
         )
 
 
-def merge(base: Path, adapter: Adapter, out: Path) -> None:
-    """Write the merged model to the folder `out` (made here): weights, config, generation config, tokenizer."""
+def header(tensors: list[Tensor], dtype: str) -> bytes:
+    """The header of a safetensors file that holds `tensors` one after the other as the 16-bit `dtype`."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in tensors:
+        begin, end = end, end + 2 * math.prod(tensor.shape)
+        entries[tensor.name] = {"dtype": dtype, "shape": tensor.shape, "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def merge(base: Path, adapter: Adapter, out: Path, dtype: str = "F16") -> None:
+    """Write the merged model as `dtype` (F16 or BF16) to the folder `out` (made here): weights, config, generation
+    config, tokenizer. RunError if a weight is not finite, or too large for fp16."""
     out.mkdir(parents=True)
+    own_tokenizer = (adapter.folder / "tokenizer.json").exists()
     for name in (*CONFIG, *TOKENIZER, "model.safetensors.index.json"):
-        own = adapter.folder if (adapter.folder / "tokenizer.json").exists() and name in TOKENIZER else base
-        if (own / name).exists():
-            shutil.copyfile(own / name, out / name)
-    handles = {}
+        source = adapter.folder if own_tokenizer and name in TOKENIZER else base
+        if (source / name).exists():
+            shutil.copyfile(source / name, out / name)
+    config = {key: value for key, value in read_json(out / "config.json").items() if key != "torch_dtype"}
+    config["dtype"] = {"F16": "float16", "BF16": "bfloat16"}[dtype]
+    (out / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    handles: dict[Path, BufferedWriter] = {}
     try:
         for tensor, merged in merged_tensors(base, adapter):
-            if tensor.file.name not in handles:
-                handles[tensor.file.name] = open(out / tensor.file.name, "wb")
-                handles[tensor.file.name].write(read_header(tensor.file)[0])
-            value = tensor.raw() if merged is None else from_float32(merged, tensor.dtype)
-            if tensor.dtype == "F16" and not np.isfinite(value.view(np.float16)).all():
-                raise RunError(f"{tensor.name} is too large for fp16; merge into a bf16 base")
-            handles[tensor.file.name].write(value.data)
+            if tensor.file not in handles:
+                handles[tensor.file] = (out / tensor.file.name).open("wb")
+                handles[tensor.file].write(header(read_header(tensor.file), dtype))
+            if merged is None and tensor.dtype == dtype:
+                values = tensor.raw()
+            else:
+                values = from_float32(tensor.load() if merged is None else merged, dtype)
+                if dtype == "F16" and not np.isfinite(values).all():
+                    raise RunError(f"{tensor.name} has values too large for fp16; name bf16 among the quantizations")
+            handles[tensor.file].write(values.data)
     finally:
         for handle in handles.values():
             handle.flush()

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import embedded, hardware
 from .errors import InputError
 from .hub import said_plainly
 from .recipe import Recipe, one_of
 from .record import folder_digest
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 ALIASES = {
     "smollm2": embedded.ID,
@@ -33,6 +30,11 @@ class Source:
     path: str
     revision: str | None
     digest: str | None
+
+    @property
+    def hub_revision(self) -> str | None:
+        """The revision to ask the Hub for; None for a folder."""
+        return self.revision if self.path == self.id else None
 
     def as_dict(self) -> dict[str, Any]:
         """id, revision and digest, as a record keeps them."""
@@ -60,7 +62,9 @@ def _resolve_folder(folder: Path) -> Source:
     except (OSError, ValueError):
         raise InputError(f"{folder} is not a model: it has no readable config.json") from None
     if config.get("model_type") != "llama":
-        raise InputError(f"{folder} is of type {config.get('model_type')}; Iris trains models of the Llama architecture")
+        raise InputError(
+            f"{folder} is of type {config.get('model_type')}; Iris trains models of the Llama architecture"
+        )
     if not list(folder.glob("*.safetensors")):
         raise InputError(f"{folder} has no *.safetensors weights; save the model with safe serialization")
     return Source(folder.name, str(folder), None, folder_digest(folder))
@@ -73,16 +77,28 @@ def _resolve_hub(hub_id: str) -> Source:
         return Source(hub_id, hub_id, HfApi().model_info(hub_id).sha, None)
 
 
-def load_base(source: Source, recipe: Recipe, precision: str) -> PreTrainedModel:
-    """The frozen base: weights in `precision`, or in 4-bit NF4 with double quantization (QLoRA, Dettmers et al. 2023)
-    on a GPU. Rows packed into one sequence attend only to themselves (see attention.py)."""
+def load(source: Source, recipe: Recipe, precision: str) -> Any:
+    """The frozen base of `recipe` with a fresh adapter on it, by the recipe's engine; a PEFT model either way."""
+    return (
+        _load_unsloth(source, recipe, precision)
+        if recipe.engine == "unsloth"
+        else _load_peft(source, recipe, precision)
+    )
+
+
+def _load_peft(source: Source, recipe: Recipe, precision: str) -> Any:
+    """transformers and PEFT: weights in `precision`, or in 4-bit NF4 with double quantization (QLoRA, Dettmers et al.
+    2023); LoRA (Hu et al. 2021) or DoRA (Liu et al. 2024) in fp32. Packed rows attend only to themselves."""
     import torch
+    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    from . import attention
+    from . import attention, fast
 
     quantization = None
     if recipe.four_bit:
+        if hardware.device() == "cpu":
+            raise InputError("a 4-bit base needs a GPU; use --method lora16 or dora here")
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -92,7 +108,7 @@ def load_base(source: Source, recipe: Recipe, precision: str) -> PreTrainedModel
     with said_plainly(f"the model {source.id}"):
         model = AutoModelForCausalLM.from_pretrained(
             source.path,
-            revision=source.revision if source.path == source.id else None,
+            revision=source.hub_revision,
             dtype=hardware.dtype(precision),
             quantization_config=quantization,
             device_map={"": torch.cuda.current_device()} if hardware.device() == "cuda" else None,
@@ -100,20 +116,8 @@ def load_base(source: Source, recipe: Recipe, precision: str) -> PreTrainedModel
             use_safetensors=True,
             trust_remote_code=False,
         )
-    model.config.use_cache = False
-    return model
-
-
-def add_adapter(model: PreTrainedModel, recipe: Recipe) -> Any:
-    """A fresh PEFT adapter (LoRA, Hu et al. 2021; DoRA, Liu et al. 2024) on the frozen base, its weights in fp32."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    from . import fast
-
+    model.requires_grad_(False)
     torch.manual_seed(recipe.seed)  # the same A for every method
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
     config = LoraConfig(
         r=recipe.r,
         lora_alpha=recipe.lora_alpha,
@@ -123,5 +127,41 @@ def add_adapter(model: PreTrainedModel, recipe: Recipe) -> Any:
         task_type="CAUSAL_LM",
     )
     adapted = get_peft_model(model, config)
-    fast.speed_up(adapted, compile=hardware.device() == "cuda")
+    fast.speed_up(adapted)
     return adapted
+
+
+def prepare(recipe: Recipe) -> None:
+    """To be called before transformers and trl are imported: Unsloth patches both, and only what comes after it.
+    InputError where it cannot start, as without a GPU."""
+    if recipe.engine == "unsloth":
+        try:
+            import unsloth  # noqa: F401
+        except (ImportError, NotImplementedError) as error:
+            raise InputError(f"engine=unsloth cannot start here ({error}); leave engine=peft") from None
+
+
+def _load_unsloth(source: Source, recipe: Recipe, precision: str) -> Any:
+    """Unsloth's FastLanguageModel, as in its notebooks."""
+    from unsloth import FastLanguageModel
+
+    with said_plainly(f"the model {source.id}"):
+        model, _ = FastLanguageModel.from_pretrained(
+            source.path,
+            revision=source.hub_revision,
+            max_seq_length=recipe.max_length,
+            dtype=hardware.dtype(precision),
+            load_in_4bit=recipe.four_bit,
+            trust_remote_code=False,
+        )
+    return FastLanguageModel.get_peft_model(
+        model,
+        r=recipe.r,
+        lora_alpha=recipe.lora_alpha,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=list(recipe.target_modules),
+        use_dora=recipe.use_dora,
+        bias="none",
+        use_gradient_checkpointing="unsloth",
+        random_state=recipe.seed,
+    )

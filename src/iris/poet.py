@@ -15,13 +15,14 @@ import signal
 import threading
 import time
 import unicodedata
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import InputError, RunError
+from .form import LINE_TOKENS, LINES, best_line, is_settled, rhyme_words
 from .poetry.verse import FORMS
 
 TEMPLATE_DATE = "26 Jul 2024"  # Llama-3.2's template writes today's date into the prompt unless told this, its default
@@ -31,6 +32,7 @@ LENGTHS = ("short", "long")  # of a free verse, a couplet or a quatrain poem; th
 
 _NAMES = {form: f"a {form}" for form in FORMS} | {"free": "a free verse poem"}
 _TOKENS = {"haiku": 64, "limerick": 128, "couplet": 128, "quatrain": 192, "sonnet": 320, "free": 256}
+RHYME_BIAS = 4.0  # in logits, towards words that rhyme where the line has to
 _TAG = re.compile(r"<[^\s<>][^<>]*>|\[/?[A-Z_]{2,}\]")  # <|im_start|>, <s>, <b>, [INST]
 _USER_TURN = re.compile(r"^\W*(user|human)\W*(:|$)", re.IGNORECASE | re.MULTILINE)
 
@@ -134,6 +136,7 @@ class Poet:
             # llama.cpp has taken SIGINT and SIGTERM for itself; without this Ctrl-C would never reach Python
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.getsignal(number))
+        self._door = threading.Lock()
         self._free = threading.Semaphore(n_parallel)
 
     def stream(
@@ -152,40 +155,104 @@ class Poet:
 
         InputError as in `request`; RunError if the engine fails."""
         message = request(theme, form, mood, length)
-        started = time.perf_counter()
-        text, ended, tokens = "", False, 0
         limit = max_tokens or _TOKENS[form] * (2 if length == "long" else 1)
-        with closing(self._chunks(message, seed, temperature, limit)) as chunks:
-            for chunk in chunks:
-                for choice in chunk["choices"]:
-                    ended = choice["finish_reason"] == "stop"
-                    if piece := choice["delta"].get("content"):
-                        text += piece
-                        yield piece
-                tokens = chunk.get("usage", {}).get("completion_tokens", tokens)
-        seconds = time.perf_counter() - started
-        return Poem(text.strip(), form, ended, bool(_USER_TURN.search(text)), tokens, seconds)
+        started = time.perf_counter()
+        text = ""
+        with closing(self._write(message, "", 1, seed, temperature, limit)) as growing:
+            for (draft,) in growing:
+                if piece := draft.text[len(text) :]:
+                    text = draft.text
+                    yield piece
+        return _poem(text, form, draft.ended is True, draft.tokens, started)
 
-    def recite(self, theme: str, form: str = "free", **options: Any) -> Poem:
-        """The whole poem at once; the same options and errors as `stream`."""
-        pieces = self.stream(theme, form, **options)
+    def keep_form(
+        self,
+        theme: str,
+        form: str = "free",
+        *,
+        mood: str = "",
+        length: str = "",
+        seed: int | None = None,
+        temperature: float = 0.7,
+        candidates: int = 4,
+        rounds: int = 2,
+    ) -> Generator[str, None, Poem]:
+        """As `stream`, but line by line: `candidates` next lines are written in one batch and the first that keeps the
+        form stays (the nearest, if none does in so many `rounds`). Yields "" while it searches. Free verse has no form
+        to keep and is streamed as it comes. The Poem's `tokens` count those of all candidates."""
+        if form == "free":
+            return (yield from self.stream(theme, form, mood=mood, length=length, seed=seed, temperature=temperature))
+        message = request(theme, form, mood, length)
+        started = time.perf_counter()
+        seeds = random.Random(seed)
+        text, tokens = "", 0
+        lines: list[str] = []
+        while len(lines) < LINES[form]:
+            options = {"stop": ["\n"], "logit_bias": [[f" {word}", RHYME_BIAS] for word in rhyme_words(lines, form)]}
+            best, fit = "", 0.0
+            for _ in range(rounds):
+                number = seeds.getrandbits(31)
+                with closing(
+                    self._write(message, text, candidates, number, temperature, LINE_TOKENS, options)
+                ) as growing:
+                    for drafts in growing:
+                        yield ""
+                        for draft in drafts:
+                            line, line_fit = best_line(draft.text, draft.ended is not None, lines, form)
+                            if line_fit > fit:
+                                best, fit = line, line_fit
+                        if fit == 1 or all(
+                            draft.ended is not None or is_settled(draft.text, form, lines) for draft in drafts
+                        ):
+                            break
+                tokens += sum(draft.tokens for draft in drafts)
+                if fit > 0.5:
+                    break
+                if 2 * sum(not draft.text.strip() for draft in drafts) >= candidates and text[-2:] not in ("", "\n\n"):
+                    text += "\n"  # most of them begin a new stanza here
+                    yield "\n"
+            if not best:
+                break
+            lines.append(best)
+            text += best + "\n"
+            yield best + "\n"
+        return _poem(text, form, True, tokens, started)
+
+    def recite(self, theme: str, form: str = "free", *, keep_form: bool = False, **options: Any) -> Poem:
+        """The whole poem at once; options and errors as in `stream`, or in `keep_form`."""
+        pieces = (self.keep_form if keep_form else self.stream)(theme, form, **options)
         while True:
             try:
                 next(pieces)
             except StopIteration as stop:
                 return stop.value
 
-    def _chunks(self, message: str, seed: int | None, temperature: float, limit: int) -> Generator[dict, None, None]:
-        """The engine's answer as it arrives: OpenAI chat completion chunks, the last one with the token counts."""
-        body = {
+    def _write(
+        self,
+        message: str,
+        before: str,
+        n: int,
+        seed: int | None,
+        temperature: float,
+        limit: int,
+        options: dict[str, Any] | None = None,
+    ) -> Generator[list[_Draft], None, None]:
+        """Have `n` answers written at once, each going on from `before`; yields the drafts whenever one has grown."""
+        body: dict[str, Any] = {
             "messages": [{"role": "user", "content": message}],
             "chat_template_kwargs": {"date_string": TEMPLATE_DATE},
             "seed": random.getrandbits(31) if seed is None else seed,
             "temperature": temperature,
+            "repeat_penalty": 1.1,  # a small model left alone repeats one line for ever
+            "repeat_last_n": 256,
             "max_tokens": limit,
+            "n": n,
             "stream": True,
-            "stream_options": {"include_usage": True},
+            "stream_options": {"include_usage": n == 1},
         }
+        if before:
+            body["messages"].append({"role": "assistant", "content": before})
+        body |= options or {}
         arrived: queue.SimpleQueue[dict | Exception | None] = queue.SimpleQueue()
         closed = threading.Event()
 
@@ -195,7 +262,7 @@ class Poet:
 
         def work() -> None:
             try:
-                with self._free:
+                with self._slots(n):
                     if not closed.is_set():
                         self._server.handle_chat_completions(body, receive)
                 arrived.put(None)
@@ -203,10 +270,42 @@ class Poet:
                 arrived.put(error)
 
         threading.Thread(target=work, daemon=True).start()
+        drafts = [_Draft() for _ in range(n)]
         try:
             while (chunk := arrived.get()) is not None:
                 if isinstance(chunk, Exception) or "choices" not in chunk:
                     raise RunError(f"the engine could not write this poem ({chunk}); try again")
-                yield chunk
+                for choice in chunk["choices"]:
+                    draft = drafts[choice["index"]]
+                    if piece := choice["delta"].get("content"):
+                        draft.text += piece
+                        draft.tokens += 1
+                    if choice["finish_reason"]:
+                        draft.ended = choice["finish_reason"] == "stop"
+                if n == 1 and "usage" in chunk:
+                    drafts[0].tokens = chunk["usage"]["completion_tokens"]
+                yield drafts
         finally:
             closed.set()
+
+    @contextmanager
+    def _slots(self, n: int) -> Iterator[None]:
+        """Hold `n` of the engine's slots, first come first served."""
+        with self._door:  # one at a time, or two that need several could each hold half and wait for ever
+            for _ in range(n):
+                self._free.acquire()
+        try:
+            yield
+        finally:
+            self._free.release(n)
+
+
+@dataclass
+class _Draft:
+    text: str = ""
+    tokens: int = 0
+    ended: bool | None = None  # None while it is written, then whether it stopped by itself
+
+
+def _poem(text: str, form: str, ended: bool, tokens: int, started: float) -> Poem:
+    return Poem(text.strip(), form, ended, bool(_USER_TURN.search(text)), tokens, time.perf_counter() - started)

@@ -8,7 +8,6 @@ of 2,048 tokens a step, AdamW, linear schedule, 2e-4.
 from __future__ import annotations
 
 import difflib
-import json
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -17,7 +16,7 @@ from .errors import InputError
 METHODS = ("qlora", "dora", "lora16")
 SCHEDULERS = ("linear", "cosine", "constant")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
-ENGINES = ("auto", "unsloth", "peft")
+ENGINES = ("peft", "unsloth")
 REPORTERS = ("none", "trackio", "tensorboard", "wandb")
 LLAMA_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -49,9 +48,11 @@ class Recipe:
     warmup_steps: int = 5
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
+    optim: str = "adamw_8bit"  # on a GPU; a CPU takes adamw_torch
     save_steps: int = 100
     precision: str = "auto"
-    engine: str = "auto"
+    engine: str = "peft"  # peft (with Iris' fast layers) or unsloth
+    compile: bool | None = None  # torch.compile; None: on a GPU, where the run is long enough to gain from it
     report_to: str = "none"
 
     @property
@@ -64,7 +65,8 @@ class Recipe:
         return self.method == "dora"
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """The recipe in JSON's types, as a record holds it."""
+        return asdict(self) | {"target_modules": list(self.target_modules)}
 
 
 def one_of(value: str, known: tuple[str, ...] | list[str], what: str) -> str:
@@ -114,7 +116,7 @@ FREE_TO_CHANGE = ("save_steps", "report_to", "max_steps", "num_train_epochs")
 
 def changes(recipe: Recipe, earlier: dict[str, Any]) -> list[str]:
     """Fields that keep `recipe` from going on with a run of the `earlier` recipe (as a record holds it)."""
-    now = json.loads(json.dumps(recipe.as_dict()))
+    now = recipe.as_dict()
     return [key for key in now if key not in FREE_TO_CHANGE and earlier.get(key) != now[key]]
 
 

@@ -6,25 +6,19 @@ its manifest is written, so that one cut in half by a kill is passed over.
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
-import signal
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, set_seed
-from trl import SFTConfig, SFTTrainer
+from transformers import set_seed
 
-from . import chat, data, hardware, model, record
+from . import chat, checkpoints, data, hardware, model, record
 from .errors import InputError, RunError
-from .loss import linear_cross_entropy
+from .plan import Plan, plans
 from .recipe import Recipe, changes
-
-MANIFEST = "complete.json"  # file sizes and digests of a checkpoint, written last
+from .trainer import Trainer
 
 
 def fit(
@@ -43,21 +37,19 @@ def fit(
     began = time.monotonic()
     checkpoint = prepare_folder(out, recipe, resume)
     source = model.resolve(recipe.model)
-    tokenizer = chat.load_tokenizer(source.path, source.revision if source.path == source.id else None)
-    dataset = data.load(recipe.data, recipe.rows, recipe.seed, data.benchmark_ngrams(benchmarks) if benchmarks else None)
+    tokenizer = chat.load_tokenizer(source.path, source.hub_revision)
+    dataset = data.load(
+        recipe.data, recipe.rows, recipe.seed, data.benchmark_ngrams(benchmarks) if benchmarks else None
+    )
     rows = encode_rows(dataset, tokenizer, recipe.max_length)
     show_data(dataset, rows, tokenizer)
     if strict and (dataset.dropped or dataset.cut):
         raise InputError(f"--strict: {dict(dataset.dropped | dataset.cut)}; mend these rows or train without --strict")
+    items = [chat.packed_item([rows[index] for index in indices]) for indices in chat.pack(rows, recipe.max_length)]
 
     precision = hardware.precision(recipe.precision)
     set_seed(recipe.seed)
-    base = model.load_base(source, recipe, precision)
-    peft_model = model.add_adapter(base, recipe)
-    items = [
-        chat.packed_item([rows[index] for index in indices]) for indices in chat.pack(rows, recipe.max_length)
-    ]
-    micro = micro_batch(recipe)
+    adapted = model.load(source, recipe, precision)
     result = record.Record(
         kind="training",
         name=out.name,
@@ -68,21 +60,12 @@ def fit(
         settings={
             "precision": precision,
             "device": hardware.device_name(),
-            "micro_batch": micro,
             "minutes": minutes,
             "template_date": chat.TEMPLATE_DATE,
         },
     )
     record.write(result, out / "record.json")
-    trainer = Trainer(peft_model, tokenizer, items, recipe, out, precision, micro, began, minutes)
-    print(
-        f"training {recipe.method} on {hardware.device_name()} in {precision}: {len(rows)} rows, "
-        f"{result.data['tokens']:,} tokens in {len(items)} packed sequences, "  # type: ignore[index]
-        f"{micro} x {trainer.args.gradient_accumulation_steps} sequences a step",
-        flush=True,
-    )
-    with trainer.stopping_gently():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer = train(adapted, tokenizer, items, recipe, out, precision, checkpoint, began, minutes, result)
     finish(trainer, result, out, time.monotonic() - began)
     return result
 
@@ -105,26 +88,14 @@ def prepare_folder(out: Path, recipe: Recipe, resume: bool) -> Path | None:
     before = record.read(earlier).recipe or {}
     if changed := changes(recipe, before):
         told = ", ".join(f"{key} was {before.get(key)}" for key in changed)
-        raise InputError(f"the run in {out} has another recipe ({told}); resume it with the same, or choose another --out")
-    checkpoint = last_checkpoint(out)
+        raise InputError(
+            f"the run in {out} has another recipe ({told}); resume it with the same, or choose another --out"
+        )
+    checkpoint = checkpoints.last(out)
     if checkpoint is None:
         raise InputError(f"the run in {out} was stopped before its first checkpoint; delete {out} and start again")
     print(f"resuming from {checkpoint.name}", flush=True)
     return checkpoint
-
-
-def last_checkpoint(out: Path) -> Path | None:
-    """The newest whole checkpoint of a run; says which ones it passes over."""
-    for folder in sorted(out.glob("checkpoint-*"), key=lambda path: -int(path.name.rsplit("-", 1)[1])):
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-            if all(record.file_digest(folder / name) == digest for name, digest in manifest.items()):
-                return folder
-        except (OSError, ValueError):
-            pass
-        print(f"{folder.name} is incomplete, as it was being written when the run ended; passing over it", flush=True)
-        shutil.rmtree(folder)
-    return None
 
 
 def encode_rows(dataset: data.Dataset, tokenizer: Any, max_length: int) -> list[chat.Encoded]:
@@ -151,7 +122,9 @@ def show_data(dataset: data.Dataset, rows: list[chat.Encoded], tokenizer: Any) -
     """Print what was kept, dropped and cut, and the first row with what is learned in bold."""
     learned = sum(label != chat.IGNORED for row in rows for label in row.labels)
     total = sum(len(row.input_ids) for row in rows)
-    print(f"{dataset.id}: {len(rows):,} of {dataset.read:,} rows, {total:,} tokens, {learned / total:.0%} of them learned")
+    print(
+        f"{dataset.id}: {len(rows):,} of {dataset.read:,} rows, {total:,} tokens, {learned / total:.0%} of them learned"
+    )
     for what, counts in (("dropped", dataset.dropped), ("shortened", dataset.cut)):
         for reason, count in Counter(counts).most_common():
             print(f"  {what} {count:,}: {reason}")
@@ -159,188 +132,52 @@ def show_data(dataset: data.Dataset, rows: list[chat.Encoded], tokenizer: Any) -
     print("  " + chat.preview(tokenizer, rows[0], ("\033[1m", "\033[0m")).replace("\n", "\n  "), flush=True)
 
 
-def micro_batch(recipe: Recipe) -> int:
-    """Packed sequences of one forward pass; divides the batch, so that the optimizer's steps stay the same."""
-    return 1 if hardware.device() == "cpu" else recipe.batch_size
-
-
-class Trainer(SFTTrainer):
-    """trl's trainer on packed sequences made beforehand: fused loss, our schedule, checkpoints with a manifest."""
-
-    def __init__(
-        self,
-        peft_model: Any,
-        tokenizer: Any,
-        items: list[dict[str, list[int]]],
-        recipe: Recipe,
-        out: Path,
-        precision: str,
-        micro: int,
-        began: float,
-        minutes: float | None,
-    ) -> None:
-        from datasets import Dataset
-
-        on_gpu = hardware.device() == "cuda"
-        self.recipe, self.out, self.began, self.minutes = recipe, out, began, minutes
-        self.tokens_seen, self.interrupted, self.diverged = 0, False, ""
-        self.losses: list[dict[str, float]] = []
-        config = SFTConfig(
-            output_dir=str(out),
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=math.ceil(recipe.batch_size / micro),
-            num_train_epochs=recipe.num_train_epochs,
-            max_steps=recipe.max_steps,
-            learning_rate=recipe.learning_rate,
-            warmup_steps=recipe.warmup_steps,
-            weight_decay=recipe.weight_decay,
-            max_grad_norm=recipe.max_grad_norm,
-            optim="adamw_8bit" if on_gpu else "adamw_torch",
-            seed=recipe.seed,
-            bf16=False,  # base and activations are bf16 as they are; autocast would only add casts
-            fp16=precision == "fp16",
-            use_cpu=not on_gpu,
-            save_steps=recipe.save_steps,
-            save_total_limit=2,
-            logging_steps=1,
-            report_to=recipe.report_to,
-            gradient_checkpointing=False,
-            remove_unused_columns=False,
-            dataloader_pin_memory=on_gpu,
-            max_length=recipe.max_length,
-            dataset_kwargs={"skip_prepare_dataset": True},
-            disable_tqdm=False,
-        )
-        super().__init__(
-            model=peft_model,
-            args=config,
-            processing_class=tokenizer,
-            train_dataset=Dataset.from_list(items),
-            data_collator=lambda batch: chat.collate(batch, tokenizer.pad_token_id),
-            callbacks=[Watch(self)],
-        )
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Mean cross-entropy over the learned tokens of the whole optimizer step, in nats."""
-        labels = inputs.pop("labels")
-        llama = model.get_base_model()
-        self.tokens_seen += labels.numel()
-        hidden = llama.model(**inputs, use_cache=False).last_hidden_state
-        total = linear_cross_entropy(hidden[0], llama.lm_head.weight, labels[0])
-        return total / num_items_in_batch
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Keep the loss of every step for the record and the picture."""
-        if "loss" in logs:
-            self.losses.append({"step": self.state.global_step, "loss": logs["loss"], "lr": logs["learning_rate"]})
-        super(SFTTrainer, self).log(logs, start_time)
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Warm-up, then linear, cosine or constant over the run; with a time budget the clock counts as well as the
-        steps, whichever is further on."""
-        warmup, budget = self.recipe.warmup_steps, (self.minutes or math.inf) * 60
-
-        def rate(step: int) -> float:
-            if step < warmup:
-                return step / warmup
-            done = max((step - warmup) / max(1, num_training_steps - warmup), self.elapsed() / budget)
-            shape = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * min(1.0, done))) / 2, "constant": 1.0}
-            return max(0.0, shape[self.recipe.lr_scheduler_type])
-
-        if self.lr_scheduler is None:
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, rate)
-        return self.lr_scheduler
-
-    def elapsed(self) -> float:
-        """Seconds since the command began."""
-        return time.monotonic() - self.began
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save, then write the manifest; a failed save (a full disk, say) is told and training goes on."""
-        folder = self.out / f"checkpoint-{self.state.global_step}"
+def train(
+    adapted: Any,
+    tokenizer: Any,
+    items: list[dict[str, Any]],
+    recipe: Recipe,
+    out: Path,
+    precision: str,
+    checkpoint: Path | None,
+    began: float,
+    minutes: float | None,
+    result: record.Record,
+) -> Trainer:
+    """Train by the best plan that fits into memory."""
+    steps = recipe.max_steps if recipe.max_steps > 0 else recipe.num_train_epochs * len(items) / recipe.batch_size
+    base = adapted.get_base_model()
+    options = plans(recipe, base.config, base.num_parameters(), steps * recipe.batch_size * recipe.max_length)
+    for plan in options:
+        result.settings["plan"] = plan.as_dict()
+        trainer = Trainer(adapted, tokenizer, items, recipe, plan, precision, out, began, minutes)
+        print(_announce(plan, recipe, precision, len(items)), flush=True)
         try:
-            super(SFTTrainer, self)._save_checkpoint(model, trial)
-            record.write_atomic(folder / "losses.json", json.dumps(self.losses).encode())
-            files = sorted(path for path in folder.iterdir() if path.is_file())
-            manifest = {path.name: record.file_digest(path) for path in files}
-            record.write_atomic(folder / MANIFEST, json.dumps(manifest).encode())
-        except OSError as error:
-            shutil.rmtree(folder, ignore_errors=True)
-            print(f"\ncould not save {folder.name} ({error.strerror}); training goes on", flush=True)
-
-    def stopping_gently(self) -> Any:
-        """While this lasts, the first Ctrl-C ends training after the step in hand, with a checkpoint."""
-        from contextlib import contextmanager
-
-        @contextmanager
-        def guard() -> Any:
-            def on_interrupt(*_: Any) -> None:
-                if self.interrupted:
-                    raise KeyboardInterrupt
-                self.interrupted = True
-                print("\nstopping after this step; a checkpoint will be kept", flush=True)
-
-            before = signal.signal(signal.SIGINT, on_interrupt)
-            try:
-                yield
-            finally:
-                signal.signal(signal.SIGINT, before)
-
-        return guard()
+            with trainer.stopping_gently():
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            return trainer
+        except torch.OutOfMemoryError:
+            if trainer.losses or plan is options[-1]:
+                raise RunError("the GPU ran out of memory; lower max_length, or use --method qlora") from None
+            print("that does not fit into memory; trying with less at a time", flush=True)
+            del trainer
+            torch.cuda.empty_cache()
+    raise AssertionError("plans() gives at least one plan")
 
 
-class Watch(TrainerCallback):
-    """Ends training on Ctrl-C, on time, or when the loss diverges."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.step_began = time.monotonic()
-        self.longest = 0.0
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.step_began = time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        trainer = self.trainer
-        self.longest = max(self.longest, time.monotonic() - self.step_began)
-        out_of_time = trainer.minutes and trainer.elapsed() + 2 * self.longest + 5 > trainer.minutes * 60
-        if trainer.interrupted:
-            control.should_training_stop = control.should_save = True
-        elif out_of_time:
-            control.should_training_stop = True
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if logs and "loss" in logs:
-            start = self.trainer.losses[0]["loss"]
-            if not math.isfinite(logs["loss"]) or logs["loss"] > 10 * start:
-                self.trainer.diverged = f"the loss went from {start:.2f} to {logs['loss']:.2f} at step {state.global_step}"
-                control.should_training_stop, control.should_save = True, False
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step:
-            saved = self.trainer.out / f"checkpoint-{state.global_step}" / "losses.json"
-            self.trainer.losses = json.loads(saved.read_text())
-        self.train_began = time.monotonic()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.train_seconds = time.monotonic() - self.train_began
+def _announce(plan: Plan, recipe: Recipe, precision: str, sequences: int) -> str:
+    parts = [f"{plan.micro_batch} of {recipe.batch_size} packed sequences at a time"]
+    parts += ["activations computed twice to save memory"] if plan.checkpointing else []
+    parts += ["compiled (the first step takes a while)"] if plan.compile else []
+    what = f"training {recipe.method} in {precision} on {hardware.device_name()}"
+    return f"{what}: {sequences} sequences, {', '.join(parts)}"
 
 
 def finish(trainer: Trainer, result: record.Record, out: Path, wall_seconds: float) -> None:
-    """Save the adapter, the picture and the record; RunError if the run was stopped or diverged."""
-    seconds = trainer.train_seconds
-    result.measures = {
-        "steps": trainer.state.global_step,
-        "tokens": trainer.tokens_seen,
-        "train_seconds": round(seconds, 2),
+    """Save the adapter, the picture, the record and show the card; RunError if the run was stopped or diverged."""
+    result.measures = trainer.measures() | {
         "wall_seconds": round(wall_seconds, 2),
-        "tokens_per_s": round(trainer.tokens_seen / seconds, 1),
         "peak_memory_gb": hardware.peak_memory_gb(),
-        "loss_first": trainer.losses[0]["loss"],
-        "loss_last": trainer.losses[-1]["loss"],
-        "losses": [round(entry["loss"], 5) for entry in trainer.losses],
     }
     draw_losses(trainer.losses, out / "loss.png", f"{trainer.recipe.method} on {trainer.recipe.data}")
     if trainer.diverged or trainer.interrupted:
@@ -349,17 +186,27 @@ def finish(trainer: Trainer, result: record.Record, out: Path, wall_seconds: flo
         if trainer.diverged:
             raise RunError(
                 f"training stopped because {trainer.diverged}; the last good checkpoint is kept, "
-                "lower learning_rate and start again"
+                "lower learning_rate and start again in another --out"
             )
         raise RunError(
             f"stopped at step {trainer.state.global_step}; a checkpoint is kept, "
             "add --resume to the same command to go on"
         )
-    trainer.model.save_pretrained(out / "adapter")
-    trainer.processing_class.save_pretrained(out / "adapter")
+    trainer.save_model(str(out / "adapter"))
     result.status = "finished"
-    result.adapter = {"path": "adapter", "method": trainer.recipe.method, "digest": record.folder_digest(out / "adapter")}
+    result.adapter = {
+        "path": "adapter",
+        "method": trainer.recipe.method,
+        "digest": record.folder_digest(out / "adapter"),
+    }
     record.write(result, out / "record.json")
+    card = result.measures
+    print(
+        f"\n{trainer.recipe.method}: loss {card['loss_first']:.3f} -> {card['loss_last']:.3f}, "
+        f"{card['steps']} steps, {card['wall_seconds']:.0f} s, {card['tokens_per_s']:,.0f} tokens/s, "
+        f"{card['peak_memory_gb']:.1f} GB at most; adapter in {out / 'adapter'}",
+        flush=True,
+    )
 
 
 def draw_losses(losses: list[dict[str, float]], path: Path, title: str) -> None:

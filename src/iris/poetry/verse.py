@@ -10,7 +10,7 @@ Two endings rhyme when their sounds agree from a stressed vowel on. English vers
 - promoted stress: a last syllable that has secondary stress, or stands two or more after the stress, may carry the
   rhyme; then -y sounds as in "be" or "die", and a weak vowel as it is written (eternity/die, punishment/meant);
 - names: a capitalised last word may be stressed on its last syllable or sounded as it is spelled (Madras/ass);
-- old and British sounds: s = z after the vowel, -er = -a, -ing = -in, walk = fork;
+- old and British sounds: s = z and th = dh after the vowel, -er = -a, -ing = -in, walk = fork;
 - mosaic rhyme: a weak word may lean on the one before it (told her/shoulder).
 The same word twice is a repeat, not a rhyme; only the limerick allows it, as in Lear's first and last lines.
 """
@@ -89,7 +89,8 @@ _SUFFIXES = (  # ending, its sounds; "s" and "ed" take theirs from the sound bef
     ("'st", "S T"), ("'lt", "L T"), ("'ll", "L"), ("'rt", "R T"), ("'ve", "V"), ("'re", "R"),
     ("ing", "IH0 NG"), ("in'", "IH0 N"), ("est", "AH0 S T"), ("st", "S T"), ("eth", "AH0 TH"),
     ("er", "ER0"), ("or", "ER0"), ("ly", "L IY0"), ("ness", "N AH0 S"), ("less", "L AH0 S"),
-    ("ful", "F AH0 L"), ("full", "F AH0 L"), ("ment", "M AH0 N T"), ("ish", "IH0 SH"), ("able", "AH0 B AH0 L"), ("en", "AH0 N"), ("y", "IY0"),
+    ("ful", "F AH0 L"), ("full", "F AH0 L"), ("ment", "M AH0 N T"), ("ish", "IH0 SH"),
+    ("able", "AH0 B AH0 L"), ("en", "AH0 N"), ("y", "IY0"),
 )  # fmt: skip
 _RESPELLINGS = (  # British, and early modern: u for v, i for j, y for i, -ie for -y, a last e and doubled letters
     ("our", "or"), ("(?<=[^aeiou])re$", "er"), ("ise", "ize"), ("(?<=[aeioy])u(?=[aeiy])", "v"),
@@ -98,7 +99,7 @@ _RESPELLINGS = (  # British, and early modern: u for v, i for j, y for i, -ie fo
     ("(?<=[aeo])y(?=.)", "i"),
 )  # fmt: skip
 _LETTERS = re.compile("[aeiouy]+")
-_HIATUS = re.compile("(?<=[^aeioutscgx]i)[aou]|(?<=e)o(?![ou])|(?<=[^gq]u)[ao](?!y)|(?<=i)et")  # lilies, but li-on
+_HIATUS = re.compile("(?<=[^aeioutscgx]i)[aou]|(?<=e)o(?![ou])|(?<=[^gq]u)[ao](?!y)|(?<=i)et")  # li-on, actu-al
 _ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen"
     " eighteen nineteen"
@@ -183,16 +184,16 @@ def _known(word: str, depth: int = 2) -> list[Phones]:
 
 def _stems(base: str, ending: str) -> list[str]:
     """What a word may have been before it took the ending."""
-    if len(base) < 2:
-        return []
     if ending == "t":  # dropt, drest: only after a stem that would sound -ed as t
         return [base + base[-1]] if base[-1] == "s" else [base] if base[-1] in "pkfxh" else []
-    if ending == "st" or not _LETTERS.match(ending):
-        return [base]
-    if base[-1] in "eu" and base[-2] not in "eoa":  # queen is not que + en
-        return []
-    doubled = [base[:-1]] if base[-1] == base[-2] and base[-1] not in "eo" else []
-    return [base, base + "e", *doubled, *([base[:-1] + "y"] if base[-1] == "i" and ending != "y" else [])]
+    if ending == "st" or len(base) < 2 or (base[-1] in "eu" and base[-2] not in "eoa"):  # queen is not que + en
+        return [base] if ending == "st" else []
+    stems = [base, base[:-1] + "y"] if base[-1] == "i" and ending != "y" else [base]
+    if ending[0] in "aeiouy'":
+        stems.append(base + "e")
+        if base[-1] == base[-2] and base[-1] not in "eo":
+            stems.append(base[:-1])
+    return stems
 
 
 def _ending_sounds(last: str, sounds: str) -> list[str]:
@@ -243,26 +244,32 @@ def _by_tail() -> dict[str, list[str]]:
 def _analogy(word: str) -> list[Phones]:
     """A reading by the commonest sounds of the dictionary words that share the longest ending with `word`."""
     starts = _letter_groups(word)
-    for begin in range(min(1, starts[-1]), starts[-1] + 1) if starts else ():
-        suffix = word[begin:]
+    likes = _by_tail().get(word[-2:], [])
+    levels = []
+    for begin in range(starts[-1], min(0, starts[-1] - 1), -1) if starts else ():
+        likes = [like for like in likes if like.endswith(word[begin:])]
+        levels.append((begin, likes))
+    for begin, likes in reversed(levels):
         groups = sum(start >= begin for start in starts)
         tails: Counter[Phones] = Counter()
-        for like in _by_tail().get(word[-2:], []):
-            if like.endswith(suffix):
-                phones = _dictionary()[like][0].split()
-                vowels = _vowels(phones)
-                aligned = sum(start >= len(like) - len(suffix) for start in _letter_groups(like)) == groups
-                tail = tuple(phones[vowels[-groups] :]) if aligned and len(vowels) >= groups else ()
-                if tail and (groups < len(starts) or any(phone[-1] in "12" for phone in tail)):
-                    tails[tail] += 1
+        for like in likes:
+            phones = _dictionary()[like][0].split()
+            vowels = _vowels(phones)
+            aligned = sum(start >= len(like) - len(word) + begin for start in _letter_groups(like)) == groups
+            tail = tuple(phones[vowels[-groups] :]) if aligned and len(vowels) >= groups else ()
+            if tail and (groups < len(starts) or any(phone[-1] in "12" for phone in tail)):
+                tails[tail] += 1
         if tails:
-            tail = tails.most_common(1)[0][0]
             head = ["AH0"] * (len(starts) - groups)
-            if not any(phone[-1] in "12" for phone in tail):
-                head[-1] = word + "1"  # a stressed vowel whose sound is not known: it rhymes with none
-            return [(*head, *tail)]
+            common = [tail for tail, votes in tails.items() if 5 * votes >= tails.total()]
+            return [(*_stress(word, head, tail), *tail) for tail in common or [tails.most_common(1)[0][0]]]
     head = ["AH0"] * (len(starts) - 1)
     return [(*head, "AH1", word[starts[-1] :] if starts else word)]  # such endings rhyme only if written alike
+
+
+def _stress(word: str, head: list[str], tail: Phones) -> list[str]:
+    """The head, its last vowel stressed if the tail has no stress; its sound is unknown, so it rhymes with none."""
+    return head if any(phone[-1] in "12" for phone in tail) else [*head[:-1], word + "1"]
 
 
 def syllables(word: str) -> frozenset[int]:
@@ -339,7 +346,7 @@ def _rhyme_parts(phones: Phones, word: str, name: bool = False) -> set[Ending]:
 
 
 def _broad(phones: Phones) -> list[str]:
-    """Phones without stress, in the classes rhyme goes by: reduced vowels alike, s = z, cot = caught."""
+    """Phones without stress, in the classes rhyme goes by: reduced vowels alike, s = z, th = dh, cot = caught."""
     sounds: list[str] = []
     for i, phone in enumerate(phones):
         name = phone.rstrip("012")
@@ -350,10 +357,10 @@ def _broad(phones: Phones) -> list[str]:
             sounds.append("Y")  # Moldavia = behaviour
         elif i > 0 and phone[-1].isdigit():
             sounds.append("@" if name in ("AH", "IH", "EH", "UH", "AE") else name)
-        elif name == "D" and sounds[-1] == "S":
+        elif name == "D" and sounds[-1] in ("S", "TH"):
             sounds.append("T")  # eased = ceased
         else:
-            sounds.append({"Z": "S", "ZH": "SH"}.get(name, name))
+            sounds.append({"Z": "S", "DH": "TH", "ZH": "SH"}.get(name, name))
     if sounds[-2:] == ["@", "R"]:
         sounds.pop()  # British -er = -a
     if sounds[-2:] == ["@", "NG"]:
@@ -553,6 +560,8 @@ def _couplet(stanzas: list[list[str]], lines: list[str]) -> _Finding:
             reasons.append(f"line {number} is left without a rhyme beside it")
     score = max(0.0, 1 - 2 * len(reasons) / len(lines))
     tolerated = len(reasons) <= len(lines) // 2 // TOLERANCE
+    if len(lines) % 2:
+        reasons.insert(0, f"it has {len(lines)} line{'s' * (len(lines) != 1)}, an odd number")
     if all(len(stanza) == 4 for stanza in stanzas):
         return _Finding(score / 2, ["it has stanzas of four lines, not couplets", *reasons])
     return _Finding(score, reasons, tolerated)

@@ -1,0 +1,58 @@
+"""How one optimizer step is cut up on this machine: micro-batch, gradient checkpointing, compilation.
+
+The effective batch is the recipe's; the plan only chooses how many packed sequences go through the model at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from . import hardware
+from .recipe import Recipe
+
+COMPILE_TOKENS = 3e6  # compiling costs 5 to 20 s and saves 5 s a million tokens (1B on an H100)
+LOGITS_GB = 2.0  # the loss's chunk of logits, its gradient and the kernels' own workspace
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`micro_batch` packed sequences a forward pass; whether activations are kept or computed again (checkpointing);
+    whether decoder layers are compiled."""
+
+    micro_batch: int
+    checkpointing: bool
+    compile: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plans(recipe: Recipe, config: Any, parameters: float, tokens: float, memory_gb: float | None = None) -> list[Plan]:
+    """The plans that should fit, best first; a training that runs out of memory goes on to the next.
+
+    config: the model's; parameters: of the base; tokens: that the run will see; memory_gb: the GPU's (default: asked).
+    """
+    if hardware.device() == "cpu":
+        return [Plan(1, False, False)]
+    memory = memory_gb if memory_gb is not None else hardware.gpu_memory_gb()
+    compiled = hardware.is_ampere() and tokens >= COMPILE_TOKENS if recipe.compile is None else recipe.compile
+    sizes = [size for size in range(recipe.batch_size, 0, -1) if recipe.batch_size % size == 0]
+    ordered = [Plan(size, checkpointing, compiled) for checkpointing in (False, True) for size in sizes]
+    # A micro-batch of 8,192 tokens keeps an H100 at 94% of its best rate: rather that than computing everything twice.
+    fitting = [plan for plan in ordered if needed_gb(plan, recipe, config, parameters) < 0.9 * memory]
+    return fitting or [Plan(1, True, compiled)]
+
+
+def needed_gb(plan: Plan, recipe: Recipe, config: Any, parameters: float) -> float:
+    """An estimate of the GPU memory of a step in GB, calibrated on a 1B model (23.9 GB with 16,384 tokens, 16-bit LoRA,
+    compiled; 30.3 without compiling; 27.3 with DoRA)."""
+    hidden, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    tokens = plan.micro_batch * recipe.max_length
+    kept = 6.5 * hidden + 3 * inner + (3.2 * hidden if recipe.use_dora else 0)  # numbers a token and layer
+    kept *= 1.0 if plan.compile else 1.4
+    activations = tokens * 2 * (kept * (2 if plan.checkpointing else layers) + hidden * layers)
+    embedding = config.vocab_size * hidden
+    weights = 0.56 * (parameters - embedding) + 2 * embedding if recipe.four_bit else 2 * parameters
+    adapter = 16 * layers * recipe.r * (5 * hidden + 3 * inner)  # fp32 weight, gradient and two moments
+    return (activations + weights + adapter) / 1e9 + LOGITS_GB

