@@ -13,13 +13,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import small_llama
 import torch
-from conftest import make_tiny_model
 
 from iris import benchmarks, chat, evaluate, record
 from iris.errors import InputError, RunError
 from iris.evaluate import evaluate as run
-from iris.poetry.verses import first_exchange, read_verses
 
 ITEMS = 100
 SUBJECT_ITEMS = 6  # of each of the 19 subjects of mmlu_stem
@@ -27,31 +26,12 @@ SUBJECT_ITEMS = 6  # of each of the 19 subjects of mmlu_stem
 
 @pytest.fixture(scope="session")
 def small_tokenizer():
-    """Byte-level BPE of 1,000 tokens with ChatML, so that a tiny model is fast on whole benchmarks' prompts."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1000, special_tokens=["<|pad|>", "<|im_start|>", "<|im_end|>"], initial_alphabet=alphabet
-    )
-    tokenizer.train_from_iterator((poem for row in read_verses("train") for poem in first_exchange(row)), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|pad|>",
-        chat_template="{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
-    )
+    return small_llama.make_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory, small_tokenizer):
-    return make_tiny_model(tmp_path_factory.mktemp("small") / "model", small_tokenizer)
+    return small_llama.make_model(tmp_path_factory.mktemp("small") / "model", small_tokenizer)
 
 
 @pytest.fixture(scope="session")
@@ -163,8 +143,8 @@ def test_scores_equal_the_plain_command_item_by_item(plain, ours, task):
         assert {m: a[m] for m in a["metrics"]} == pytest.approx({m: b[m] for m in b["metrics"]}, abs=1e-6)
     entry = record.read(ours / "three.json").tasks[task]
     metric = evaluate.METRIC[task]
-    assert entry["value"] == pytest.approx(results[f"plain_{task}"][f"{metric},none"], abs=1e-9)
-    assert entry["stderr"] == pytest.approx(results[f"plain_{task}"][f"{metric}_stderr,none"], abs=1e-9)
+    assert entry["value"] == pytest.approx(results[f"plain_{task}"][f"{metric},none"], abs=1e-6)
+    assert entry["stderr"] == pytest.approx(results[f"plain_{task}"][f"{metric}_stderr,none"], abs=1e-6)
     assert entry["n"] == ITEMS
 
 
@@ -339,7 +319,7 @@ def test_bad_numbers_and_names_are_refused_before_anything_is_loaded(tmp_path):
 
 
 def test_an_adapter_of_another_base_is_refused(small_model, small_tokenizer, adapter, tmp_path):
-    other = make_tiny_model(tmp_path / "other", small_tokenizer, seed=1)
+    other = small_llama.make_model(tmp_path / "other", small_tokenizer, seed=1)
     with pytest.raises(InputError, match=r"was trained on .*model, not on other"):
         run(str(other), adapter, ["poetry_verses"], tmp_path / "a.json")
     # With the training record beside it the weights decide, not the name.

@@ -20,7 +20,7 @@ import gguf
 import numpy as np
 import pytest
 
-from iris import embedded, export, gguf_file, record
+from iris import embedded, export, gguf_file, quality, record
 from iris.chat import load_tokenizer, render
 from iris.errors import InputError, RunError
 from iris.libllama import Model
@@ -605,3 +605,47 @@ def test_unsloths_adapters_name_a_4_bit_base(monkeypatch: pytest.MonkeyPatch, tm
         export.find_base(training, {"base_model_name_or_path": f"unsloth/Llama-3.2-1B-Instruct{suffix}"})
     assert asked == ["unsloth/Llama-3.2-1B-Instruct"] * 3
     assert PREFIX == "base_model.model."
+
+
+# --- which one to ship ------------------------------------------------------------------------------------------------
+
+
+def test_quality_against_16_bit(exported: Path) -> None:
+    """A GGUF against itself is exact; a quantized one is near, and q4_k_m is further off than q8_0."""
+    rows = quality.encoded_verses(exported / "merged", 4)
+    files = {quant: next(exported.glob(f"*-{quant}.gguf")) for quant in ("F16", "Q8_0", "Q4_K_M")}
+    found = {quant: quality.against(files["F16"], path, rows) for quant, path in files.items()}
+    means = {
+        quant: {task: quality.summary(task, columns) for task, columns in each.items()} for quant, each in found.items()
+    }
+    assert means["F16"]["kl_divergence"]["value"] == 0 and means["F16"]["top1_agreement"]["value"] == 1
+    assert 0 < means["Q8_0"]["kl_divergence"]["value"] < means["Q4_K_M"]["kl_divergence"]["value"] < 0.5
+    assert 0.7 < means["Q4_K_M"]["top1_agreement"]["value"] < 1
+    assert means["F16"]["bits_per_byte"]["n"] == 4 and 0.2 < means["F16"]["bits_per_byte"]["value"] < 4
+
+
+def test_the_rule_picks_the_fastest_that_is_not_worse(tmp_path: Path) -> None:
+    chance = np.random.default_rng(0)
+    sixteen = chance.uniform(0, 1, 80)
+    scores = {"f16": sixteen, "q8_0": sixteen, "q4_k_m": sixteen[::-1], "q4_0": sixteen - 0.1}
+    speeds = {"f16": 10.0, "q8_0": 20.0, "q4_k_m": 30.0, "q4_0": 40.0}
+    bits = {"f16": 1.0, "q8_0": 1.0, "q4_k_m": 1.005, "q4_0": 1.0}
+
+    def write(quant: str) -> None:
+        result = record.Record(
+            "export", quant, {"id": "x"}, "finished", tasks={"bits_per_byte": {"value": bits[quant]}}
+        )
+        result.measures = {"generation_tokens_per_s": speeds[quant]}
+        record.write(result, tmp_path / f"{quant}.json")
+        columns = {"id": list(range(80)), "value": scores[quant].tolist(), "weight": [1] * 80}
+        record.write_items(tmp_path / f"{quant}.json", {"poetry_form": columns})
+
+    for quant in scores:
+        write(quant)
+    assert quality.choose(tmp_path) == "q4_k_m"  # q4_0 is faster, but each of its poems is worse
+    bits["q4_k_m"] = 1.02
+    write("q4_k_m")
+    assert quality.choose(tmp_path) == "q8_0"
+    (tmp_path / "f16.json").unlink()
+    with pytest.raises(InputError, match="measure the 16-bit GGUF as well"):
+        quality.choose(tmp_path)

@@ -1,4 +1,4 @@
-"""lm-eval's tasks, run one after another in a process of their own. The only importer of lm_eval.
+"""lm-eval's tasks, run one after another in a process of their own.
 
 Run by evaluate.py as `python -m iris.benchmarks`: a job comes as one line of JSON on standard input, events go out as
 lines of JSON on standard output, lm-eval's progress bars go to standard error. Each finished task is written before
@@ -148,18 +148,18 @@ def run(job: dict[str, Any], say: Callable[..., None]) -> None:
     """Load the model once, run the job's tasks, write each one's part; `say` gets the events."""
     import lm_eval
     import torch
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import handle_non_serializable
 
     from .hardware import peak_memory_gb
     from .hub import said_plainly
+    from .shared_context import SharedContextLM
 
     torch.backends.cuda.enable_cudnn_sdp(False)  # it builds a plan for every new length: most of a step's time
     if job["data_dir"]:
         _use_local_data(job["data_dir"])
     with said_plainly(f"the model {job['model_args']['pretrained']}"):
-        lm = HFLM(**job["model_args"], device=job["device"], batch_size=1)
+        lm = SharedContextLM(**job["model_args"], device=job["device"], batch_size=1)
     folders = [Path(lm_eval.__file__).parent / "tasks" / source[3] for source in DATA.values()]
     manager = TaskManager(include_path=[TASKS, *folders], include_defaults=False)
     for task in job["tasks"]:
@@ -183,7 +183,7 @@ def run(job: dict[str, Any], say: Callable[..., None]) -> None:
         def note(text: str, name: str = name) -> None:
             say(event="note", text=f"{name}: {text}")
 
-        results, batch_size = halve_until_it_fits(attempt, task["batch_size"], note)
+        results, batch_size = halve_until_it_fits(attempt, job["batch_size"], note)
         part = summary(name, results) | {"batch_size": batch_size, "seconds": round(time.monotonic() - begin, 2)}
         if task["chat_template"]:
             part["chat_template_sha256"] = hashlib.sha256(str(lm.chat_template(True)).encode()).hexdigest()

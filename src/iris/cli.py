@@ -103,6 +103,19 @@ def parser() -> Parser:
     one.add_argument("--quant", default="f16,q8_0", help="comma-separated (default: %(default)s)")
     one.add_argument("--out", type=Path, required=True, help="folder to write")
 
+    one = verb("speed", speed, "measure training speed on random weights of the Llama-3 shapes")
+    one.add_argument("what", choices=["train"], help="train: tokens/s, step time and memory by method on this GPU")
+    one.add_argument("--tokenizer", type=Path, required=True, help="folder of a Llama-3 tokenizer")
+    one.add_argument("--shapes", default="1b", help="comma-separated, of 1b, 3b, 8b (default: %(default)s)")
+    one.add_argument("--methods", default=",".join(recipe.METHODS), help="comma-separated (default: %(default)s)")
+    one.add_argument("--steps", type=int, default=30, help="optimizer steps a run (default: %(default)s)")
+    one.add_argument("--set", action="append", metavar="KEY=VALUE", help="any field of the recipe; may be repeated")
+    one.add_argument(
+        "--peer", action="append", metavar="MODE", help="a mode of bench/peer_training.py, run beside ours"
+    )
+    one.add_argument("--as-t4", action="store_true", help="imitate a T4: no bf16, no FlashAttention, 15 GB")
+    one.add_argument("--out", type=Path, required=True, help="the record to write, results/NAME.json")
+
     one = verb("poem", poem, "write a poem with a GGUF model")
     one.add_argument("theme", help="what it is about")
     one.add_argument("--form", default="free", help="haiku, limerick, couplet, quatrain, sonnet or free")
@@ -156,6 +169,21 @@ def export(args: argparse.Namespace) -> None:
     from . import export as module
 
     module.export(args.run, args.out, [quant.strip() for quant in args.quant.split(",") if quant.strip()])
+
+
+def speed(args: argparse.Namespace) -> None:
+    from . import speed as module
+
+    module.train_speed(
+        args.shapes.split(","),
+        args.methods.split(","),
+        args.tokenizer,
+        args.out,
+        steps=args.steps,
+        settings=args.set,
+        peers=args.peer,
+        as_t4=args.as_t4,
+    )
 
 
 def poem(args: argparse.Namespace) -> None:

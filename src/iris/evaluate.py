@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import benchmarks, chat, errors, record
+from . import benchmarks, chat, record
 from .errors import InputError, RunError
 from .recipe import PRECISIONS, one_of
 
@@ -37,7 +37,7 @@ METRIC = {
 GROUPS = {"poetry": ("poetry_verses", "poetry_form")}
 SEEDS = {"python": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}  # lm-eval's own defaults
 DECISIVE = ("torch", "transformers", "peft", "lm_eval")  # packages whose version may move a score
-BATCH_SIZE = {"cpu": 8, "cuda": 32}
+BATCH_SIZE = {"cpu": 16, "cuda": 128}  # continuations, or poems
 
 
 def evaluate(
@@ -54,7 +54,7 @@ def evaluate(
 
     `tasks` are names of METRIC or GROUPS. `limit` scores the first so many items of a task (of each subject of
     mmlu_stem). `data_dir` holds local copies of the benchmarks. Precision "auto" is fp32 on a CPU, else bf16 or fp16.
-    Poems are generated four batches at a time. InputError for what the caller can mend, RunError if the process
+    InputError for what the caller can mend, RunError if the process
     fails; finished tasks are kept then.
     """
     from . import hardware
@@ -89,18 +89,22 @@ def evaluate(
     waiting = []
     for name in names:
         poetry = name.startswith("poetry")
-        key = record.digest_of([name, data[name], _poetry_digest(name), *common])
+        key = record.digest_of([name, data[name], _code_digest(name), *common])
         parts[name] = out.with_suffix(".parts") / f"{name}-{key}.json.gz"
         known = sorted(out.parent.glob(f"*.parts/{name}-{key}.json.gz"))
         if known:
             parts[name] = known[0]
             print(f"{name}: already measured with the same model, data, versions and settings", file=sys.stderr)
         else:
-            size = settings["batch_size"] * (4 if name == "poetry_form" else 1)
-            waiting.append({"name": name, "part": str(parts[name]), "chat_template": poetry, "batch_size": size})
+            waiting.append({"name": name, "part": str(parts[name]), "chat_template": poetry})
     if waiting:
         job: dict[str, Any] = {"model_args": _model_args(source, adapter, settings["precision"]), "tasks": waiting}
-        job |= {"device": device, "limit": limit, "data_dir": str(data_dir) if data_dir else None}
+        job |= {
+            "device": device,
+            "batch_size": settings["batch_size"],
+            "limit": limit,
+            "data_dir": str(data_dir) if data_dir else None,
+        }
         result.measures["peak_memory_gb"] = _run(job)
     result.measures["wall_seconds"] = round(time.monotonic() - begin, 2)
     result.environment["device"] = hardware.device_name()
@@ -140,11 +144,12 @@ def _data_digest(data_dir: str | Path | None, task: str) -> dict[str, str] | Non
     return {split: record.file_digest(path) for split, path in benchmarks.data_files(data_dir, task).items()}
 
 
-def _poetry_digest(task: str) -> dict[str, str]:
-    """Digests of what a poetry score depends on in this package; empty for other tasks."""
-    own = {"poetry_verses": ("verses.*",), "poetry_form": ("verse.py", "verses.*")}.get(task, ())
+def _code_digest(task: str) -> dict[str, str]:
+    """Digests of the files of this package that a score of `task` depends on."""
     poetry = benchmarks.TASKS.parent
+    own = {"poetry_verses": ("verses.*",), "poetry_form": ("verse.py", "verses.*")}.get(task, ())
     files = [*benchmarks.TASKS.glob(f"{task}.*"), *(path for pattern in own for path in poetry.glob(pattern))]
+    files.append(poetry.parent / "shared_context.py")
     return {path.name: record.file_digest(path) for path in sorted(files)}
 
 
@@ -229,7 +234,7 @@ def _run(job: dict[str, Any]) -> float:
     kept = f"; finished tasks ({', '.join(done)}) are kept, the same command goes on" if done else ""
     if failure:
         print(failure["traceback"], file=sys.stderr) if failure["kind"] == "Exception" else None
-        kind = errors.InputError if failure["kind"] == "InputError" else RunError
+        kind = InputError if failure["kind"] == "InputError" else RunError
         raise kind(failure["text"] + kept)
     if code:
         raise RunError(

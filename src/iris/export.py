@@ -21,7 +21,7 @@ from typing import Any
 
 from . import embedded, record
 from .errors import InputError, RunError
-from .merge import Adapter, merge, read_json, weight_files
+from .merge import Adapter, merge, read_json, tokenizer_folder, weight_files
 from .recipe import one_of
 
 SUMS = "SHA256SUMS"
@@ -47,6 +47,9 @@ def export(run: Path, out: Path, quants: list[str]) -> record.Record:
     training = finished_run(run)
     base = find_base(training, read_json(run / "adapter" / "adapter_config.json"))
     adapter = Adapter(run / "adapter")
+    tokenizer = tokenizer_folder(base, adapter)
+    gguf_file.vocabulary(tokenizer, read_json(base / "config.json")["vocab_size"])
+    gguf_file.pre_tokenizer(tokenizer)
     name = f"{training.model['id'].rstrip('/').rpartition('/')[2]}-Iris"
     needed = {quant: gguf_file.size(base, quant) for quant in quants}
     needed["merged"] = sum(file.stat().st_size for file in weight_files(base))
@@ -108,7 +111,7 @@ def find_base(training: record.Record, config: dict[str, Any]) -> Path:
     elif training.model["id"] == embedded.ID:
         folder = embedded.folder()
     else:
-        folder = _download(name, training.model.get("revision"))
+        folder = _download(name, training.model.get("revision") if name == training.model["id"] else None)
     digest = training.model.get("digest")
     if digest and digest != record.folder_digest(folder):
         raise InputError(f"the adapter was trained on another base than {folder}: the weights differ; put those back")

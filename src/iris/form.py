@@ -49,18 +49,24 @@ def best_line(text: str, ended: bool, before: list[str], form: str) -> tuple[str
 def is_settled(text: str, form: str, before: list[str]) -> bool:
     """Whether an unfinished line has grown so long that it will not get any better."""
     limit = HAIKU[len(before)] if form == "haiku" else LONGEST
-    return min(line_syllables(text)) > limit + 1
+    return min(line_syllables(text.rpartition(" ")[0])) > limit
+
+
+def is_free(before: list[str], form: str) -> bool:
+    """Whether any line may come next."""
+    return form != "haiku" and not _targets(before, form)
 
 
 def rhyme_words(before: list[str], form: str) -> list[str]:
-    """Words that may end the next line, if it has to rhyme: those that end lines in the bundled poems."""
+    """Words that may end the next line, if it has to rhyme: those of the bundled poems."""
     targets = _targets(before, form)
-    return [word for word in _endings() if any(rhymes(word, target) for target in targets)]
+    return [word for word in _vocabulary() if any(rhymes(word, target) for target in targets)]
 
 
 def _keeps(line: str, before: list[str], form: str, whole: bool) -> float:
-    if line.lower() in (other.lower() for other in before):
-        return 0.0
+    words = line.lower().split()
+    if line.lower() in (other.lower() for other in before) or 3 * len(set(words)) < 2 * len(words):
+        return 0.0  # it says the same again
     counts = line_syllables(line)
     if form == "haiku":
         wanted = HAIKU[len(before)]
@@ -98,6 +104,6 @@ def _lacks(lines: list[str], i: int, scheme: str) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _endings() -> tuple[str, ...]:
-    lines = (line for row in read_verses("train") for line in first_exchange(row)[1].splitlines() if line.strip())
-    return tuple(dict.fromkeys(line.split()[-1].strip(",.;:!?\"'()").lower() for line in lines))
+def _vocabulary() -> tuple[str, ...]:
+    words = (word for row in read_verses("train") for word in first_exchange(row)[1].split())
+    return tuple(dict.fromkeys(word.strip(",.;:!?\"'()").lower() for word in words))

@@ -47,9 +47,10 @@ PRE_TOKENIZERS = {
 TEST_TEXT = (
     "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶\u200d🌫️ (multiple emojis concatenated) "
     "✅ 🦙🦙 3 33 333 3333 33333 333333 3333333 33333333 "
-    "3.3 3..3 3...3 កាន់តែពិសេសអាច😁 ?我想在"
-    "apple工作1314151天～ ------======= нещо на Български ''''''```````\"\"\"\"......!!!!!!?????? I've been 'told he's there, "
-    "'RE you sure? 'M not sure I'll make it, 'D you like some tea? We'Ve a'lL"
+    "3.3 3..3 3...3 កាន់តែពិសេសអាច😁 "
+    "?我想在"
+    "apple工作1314151天～ ------======= нещо на Български ''''''```````\"\"\"\"......!!!!!!?????? "
+    "I've been 'told he's there, 'RE you sure? 'M not sure I'll make it, 'D you like some tea? We'Ve a'lL"
 )
 CHUNK = 1 << 24  # numbers quantized at a time by one thread
 
@@ -74,7 +75,7 @@ def write(folder: Path, path: Path, quant: str, name: str, progress: Callable[[i
     general.name; `progress` is told the bytes of each tensor written. InputError if config, tokenizer and weights
     disagree."""
     tensors = plan(folder, quant)
-    logging.getLogger("gguf.gguf_writer").setLevel(logging.ERROR)
+    logging.getLogger("gguf").setLevel(logging.ERROR)
     writer = gguf.GGUFWriter(path, arch="llama")
     total = sum(math.prod(tensor.shape) for tensor in tensors)
     write_metadata(writer, folder, FileType(QUANTS[quant][0]), name, total)
@@ -239,7 +240,7 @@ def vocabulary(folder: Path, size: int) -> tuple[list[str], list[gguf.TokenType]
     }
     if max(by_id) >= size or len(by_id) < size * 7 // 8:
         raise InputError(
-            f"the tokenizer in {folder} has {len(by_id)} tokens, the weights have {size}; "
+            f"the tokenizer in {folder} has {max(by_id) + 1} tokens, the weights have {size}; "
             f"put the tokenizer of this model there"
         )
     tokens, kinds = [], []

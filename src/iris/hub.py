@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from .errors import InputError, RunError
@@ -22,6 +23,7 @@ T = TypeVar("T")
 WAITS = (1, 3, 9)  # seconds before the second, third and fourth try
 LONGEST_WAIT = 300  # the Hub counts requests in windows of five minutes
 TIMEOUT = 20  # seconds for the answer to one question
+NEEDED = ["*.json", "*.jinja", "*.model", "*.safetensors"]  # the files of a model that transformers reads
 
 
 class PassingError(RunError):
@@ -60,6 +62,17 @@ def revision(repo_id: str, repo_type: str = "model") -> str:
     return patiently(what, lambda: api.resolve_revision(repo_id, repo_type=repo_type).resolved)
 
 
+def snapshot(repo_id: str, commit: str) -> Path:
+    """Bring the configuration, tokenizer and weights of a model's commit into the local cache; returns their folder.
+
+    To be called before transformers loads them: it takes a file that the Hub fails to deliver for one that is not
+    there, and goes on with another tokenizer. What lies in the cache it does not ask for."""
+    from huggingface_hub import snapshot_download
+
+    download = functools.partial(snapshot_download, allow_patterns=NEEDED, ignore_patterns=["original/*"])
+    return Path(patiently(f"the model {repo_id}", lambda: download(repo_id, revision=commit)))
+
+
 @contextmanager
 def said_plainly(what: str) -> Iterator[None]:
     """Turn what huggingface_hub, datasets and transformers raise while loading `what` into one sentence: InputError
@@ -95,10 +108,16 @@ def _plain(what: str, error: Exception) -> InputError | RunError:
     if isinstance(error, json.JSONDecodeError) or "Consistency check failed" in str(error):
         return PassingError(f"the Hub's answer about {what} was broken; try again in a while")
     told = _first_line(error)
-    if isinstance(error, FileNotFoundError) and "gated" in told:  # datasets hides the answer that said so
-        return _gated(what)
-    if type(error).__name__ == "DatasetGenerationError":
-        return InputError(f"{what} has a file that cannot be read ({_first_line(chain[-1])}); choose another data set")
+    match type(
+        error
+    ).__name__:  # datasets keeps the answer to itself; its classes are not imported for their names only
+        case "DatasetNotFoundError":
+            return _gated(what) if "gated" in told else _absent(what)
+        case "DataFilesNotFoundError" | "EmptyDatasetError":
+            return InputError(f"{what} holds no data file that can be read; choose another data set")
+        case "DatasetGenerationError":
+            why = _first_line(chain[-1])
+            return InputError(f"{what} has a file that cannot be read ({why}); choose another data set")
     kind = InputError if isinstance(error, (FileNotFoundError, ValueError)) else RunError
     return kind(f"{what} could not be loaded: {told}")
 
@@ -115,7 +134,7 @@ def _refusal(what: str, response: httpx.Response) -> InputError | RunError:
     if status == 401 and "Invalid credentials" in response.headers.get("X-Error-Message", ""):
         return InputError("the Hub refuses your token (401); run `hf auth login` with a new one, or unset HF_TOKEN")
     if status in (401, 404):
-        return InputError(f"{what} is not on the Hub, or is private; check the name, or run `hf auth login`")
+        return _absent(what)
     if status == 403:
         return InputError(
             f"your token may not use {what} (403); give it that right on https://huggingface.co/settings/tokens"
@@ -127,6 +146,10 @@ def _refusal(what: str, response: httpx.Response) -> InputError | RunError:
     if status >= 500 or status == 408:
         return PassingError(f"the Hub failed ({status}) on {what}; try again in a while", _asked_wait(response))
     return RunError(f"the Hub did not accept what was asked about {what} ({status}); update Iris, or report this")
+
+
+def _absent(what: str) -> InputError:
+    return InputError(f"{what} is not on the Hub, or is private; check the name, or run `hf auth login`")
 
 
 def _gated(what: str) -> InputError:

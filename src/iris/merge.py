@@ -33,9 +33,10 @@ PREFIX = "base_model.model."  # PEFT writes it before every name
 KINDS = ("lora_A", "lora_B", "lora_magnitude_vector")
 # Ways to start an adapter that also change the base, so that W + s·B·A is no longer what was trained.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq")
-# What a folder of a model holds beside its weights. The adapter's own copies win: they are what it was trained with.
+# What a folder of a model holds beside its weights.
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 CONFIG = ("config.json", "generation_config.json")
+INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def read_header(file: Path) -> list[Tensor]:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model's folder, by the index if it has one. InputError if there are none."""
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.exists():
         return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     files = sorted(folder.glob("model*.safetensors"))
@@ -210,15 +211,19 @@ def header(tensors: list[Tensor], dtype: str) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+def tokenizer_folder(base: Path, adapter: Adapter) -> Path:
+    """Where the tokenizer lies that the adapter was trained with: its own copy if it has one, else the base's."""
+    return adapter.folder if (adapter.folder / "tokenizer.json").exists() else base
+
+
 def merge(base: Path, adapter: Adapter, out: Path, dtype: str = "F16") -> None:
     """Write the merged model as `dtype` (F16 or BF16) to the folder `out` (made here): weights, config, generation
     config, tokenizer. RunError if a weight is not finite, or too large for fp16."""
     out.mkdir(parents=True)
-    own_tokenizer = (adapter.folder / "tokenizer.json").exists()
-    for name in (*CONFIG, *TOKENIZER, "model.safetensors.index.json"):
-        source = adapter.folder if own_tokenizer and name in TOKENIZER else base
-        if (source / name).exists():
-            shutil.copyfile(source / name, out / name)
+    for source, names in ((base, (*CONFIG, INDEX)), (tokenizer_folder(base, adapter), TOKENIZER)):
+        for name in names:
+            if (source / name).exists():
+                shutil.copyfile(source / name, out / name)
     config = {key: value for key, value in read_json(out / "config.json").items() if key != "torch_dtype"}
     config["dtype"] = {"F16": "float16", "BF16": "bfloat16"}[dtype]
     (out / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

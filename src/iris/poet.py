@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError, RunError
-from .form import LINE_TOKENS, LINES, best_line, is_settled, rhyme_words
+from .form import LINE_TOKENS, LINES, best_line, is_free, is_settled, rhyme_words
 from .poetry.verse import FORMS
 
 TEMPLATE_DATE = "26 Jul 2024"  # Llama-3.2's template writes today's date into the prompt unless told this, its default
@@ -32,7 +32,7 @@ LENGTHS = ("short", "long")  # of a free verse, a couplet or a quatrain poem; th
 
 _NAMES = {form: f"a {form}" for form in FORMS} | {"free": "a free verse poem"}
 _TOKENS = {"haiku": 64, "limerick": 128, "couplet": 128, "quatrain": 192, "sonnet": 320, "free": 256}
-RHYME_BIAS = 4.0  # in logits, towards words that rhyme where the line has to
+BIAS = 3.0  # logits in favour of words that rhyme, where the line has to; two more with every new try
 _TAG = re.compile(r"<[^\s<>][^<>]*>|\[/?[A-Z_]{2,}\]")  # <|im_start|>, <s>, <b>, [INST]
 _USER_TURN = re.compile(r"^\W*(user|human)\W*(:|$)", re.IGNORECASE | re.MULTILINE)
 
@@ -175,7 +175,7 @@ class Poet:
         seed: int | None = None,
         temperature: float = 0.7,
         candidates: int = 4,
-        rounds: int = 2,
+        rounds: int = 3,
     ) -> Generator[str, None, Poem]:
         """As `stream`, but line by line: `candidates` next lines are written in one batch and the first that keeps the
         form stays (the nearest, if none does in so many `rounds`). Yields "" while it searches. Free verse has no form
@@ -188,27 +188,25 @@ class Poet:
         text, tokens = "", 0
         lines: list[str] = []
         while len(lines) < LINES[form]:
-            options = {"stop": ["\n"], "logit_bias": [[f" {word}", RHYME_BIAS] for word in rhyme_words(lines, form)]}
             best, fit = "", 0.0
-            for _ in range(rounds):
+            for tried in range(rounds):
+                n = 1 if is_free(lines, form) else candidates
+                bias = [[f" {word}", BIAS + 2 * tried] for word in rhyme_words(lines, form)]
+                options = {"stop": ["\n"], "logit_bias": bias}
                 number = seeds.getrandbits(31)
-                with closing(
-                    self._write(message, text, candidates, number, temperature, LINE_TOKENS, options)
-                ) as growing:
+                with closing(self._write(message, text, n, number, temperature, LINE_TOKENS, options)) as growing:
                     for drafts in growing:
                         yield ""
                         for draft in drafts:
                             line, line_fit = best_line(draft.text, draft.ended is not None, lines, form)
                             if line_fit > fit:
                                 best, fit = line, line_fit
-                        if fit == 1 or all(
-                            draft.ended is not None or is_settled(draft.text, form, lines) for draft in drafts
-                        ):
+                        if fit > 0.85 or all(d.ended is not None or is_settled(d.text, form, lines) for d in drafts):
                             break
                 tokens += sum(draft.tokens for draft in drafts)
                 if fit > 0.5:
                     break
-                if 2 * sum(not draft.text.strip() for draft in drafts) >= candidates and text[-2:] not in ("", "\n\n"):
+                if 2 * sum(not draft.text.strip() for draft in drafts) > n and text[-2:] not in ("", "\n\n"):
                     text += "\n"  # most of them begin a new stanza here
                     yield "\n"
             if not best:
@@ -269,7 +267,7 @@ class Poet:
             except Exception as error:  # whatever it was, the waiting side has to hear of it
                 arrived.put(error)
 
-        threading.Thread(target=work, daemon=True).start()
+        threading.Thread(target=work, daemon=False).start()
         drafts = [_Draft() for _ in range(n)]
         try:
             while (chunk := arrived.get()) is not None:

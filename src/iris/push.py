@@ -49,8 +49,10 @@ class CheckpointPusher:
     def push(self, checkpoint: Path) -> None:
         """Begin to upload a sealed checkpoint, or let it wait for the one under way. Returns at once."""
         staged = self.out / STAGE / checkpoint.name
+        if staged in (self.sending, self.waiting):
+            return
         try:
-            shutil.copytree(checkpoint, staged, copy_function=_link, dirs_exist_ok=True)
+            shutil.copytree(checkpoint, staged, copy_function=_link)
         except OSError as error:
             shutil.rmtree(staged, ignore_errors=True)
             print(f"\n{checkpoint.name} was not pushed to {self.repo_id} ({error}); training goes on", flush=True)
@@ -69,7 +71,12 @@ class CheckpointPusher:
             self._forget()
         if self.process is None and self.waiting:
             self.sending, self.waiting = self.waiting, None
-            self.process = _start(self.repo_id, LONGEST_UPLOAD, self.out.name, self.sending, self.out / "record.json")
+            try:
+                record = self.out / "record.json"
+                self.process = _start(self.repo_id, LONGEST_UPLOAD, self.out.name, self.sending, record)
+            except OSError as error:  # no memory for a process, say
+                self._lost(str(error))
+                self._forget()
 
     def wait(self, seconds: float = 600) -> None:
         """Let the last uploads end, for so many seconds at most."""

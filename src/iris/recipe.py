@@ -64,6 +64,11 @@ class Recipe:
     def use_dora(self) -> bool:
         return self.method == "dora"
 
+    @property
+    def tokens_per_step(self) -> int:
+        """At most, padding included."""
+        return self.batch_size * self.max_length
+
     def as_dict(self) -> dict[str, Any]:
         """The recipe in JSON's types, as a record holds it."""
         return asdict(self) | {"target_modules": list(self.target_modules)}

@@ -147,7 +147,7 @@ def train(
     """Train by the best plan that fits into memory."""
     steps = recipe.max_steps if recipe.max_steps > 0 else recipe.num_train_epochs * len(items) / recipe.batch_size
     base = adapted.get_base_model()
-    options = plans(recipe, base.config, base.num_parameters(), steps * recipe.batch_size * recipe.max_length)
+    options = plans(recipe, base.config, base.num_parameters(), steps * recipe.tokens_per_step)
     for plan in options:
         result.settings["plan"] = plan.as_dict()
         trainer = Trainer(adapted, tokenizer, items, recipe, plan, precision, out, began, minutes)

@@ -85,6 +85,9 @@ class Trainer(SFTTrainer):
             data_collator=self._collator(items, plan, tokenizer.pad_token_id),
             callbacks=[Watch(self)],
         )
+        for parameter in model.parameters():
+            if parameter.requires_grad:  # trl casts a QLoRA adapter to bf16, which fp16's loss scaling cannot take
+                parameter.data = parameter.data.float()
         self.remove_callback(ProgressCallback)
         self.add_callback(Bar())
         if plan.compile and self.packed:

@@ -46,7 +46,7 @@ class PoetryForm(ConfigurableTask):
     """A generation task that can tell a text which ended by itself from one that ran into the length limit.
 
     lm-eval hands over text without special tokens. So the token at the length limit is forced to be CUT (transformers'
-    `forced_eos_token_id`): a text holds it if and only if the model had not ended by then.
+    `forced_eos_token_id`): a text ends in it if and only if the model had not ended by then.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -72,7 +72,7 @@ def process_results(doc: dict[str, Any], results: list[list[str]]) -> dict[str, 
 
 def score(text: str, form: str) -> dict[str, float]:
     """All scores of one text, as written: a preface or an afterword counts as lines of the poem."""
-    poem = text.replace(CUT, "").strip()
+    poem = text.removesuffix(CUT).strip()
     verdict = judge(poem, form)
     lines = [line.text for line in verdict.lines]
     words = re.findall(r"[\w']+", poem.lower())
@@ -83,7 +83,7 @@ def score(text: str, form: str) -> dict[str, float]:
     if form in METRE:
         scores["metre"] = metre_share(verdict, METRE[form])
     return scores | {
-        "ended": float(CUT not in text),
+        "ended": float(not text.endswith(CUT)),
         "both_sides": float(bool(ROLES.search(poem))),
         "looped": float(loops(lines, words)),
         "distinct_2": distinct(words, 2),

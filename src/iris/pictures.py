@@ -1,0 +1,194 @@
+"""The pictures of reports and sweeps, all in one style: white ground, purple accent, no top or right spine.
+
+`scores`, `cost` and `loss` are drawn for `iris report` from plain JSON values. Such a picture carries a digest of what
+it shows and of the code that drew it: it is current while both are the same, whatever the version of matplotlib.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ACCENT, LIGHT, INK, GREY = "#6b3fa0", "#c9b8d8", "#24292f", "#8c959f"
+SHADES = (ACCENT, "#d0709a", "#3b7ea1", "#2e1a47", "#b48ad6", "#7a8b3c")  # of lines in one panel
+MARKERS = {"lora16": "o", "qlora": "s", "dora": "D"}
+STYLE: Any = {
+    "font.family": "DejaVu Sans",  # the one that matplotlib brings
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "figure.facecolor": "white",  # GitHub's dark theme shows through a transparent ground
+    "savefig.facecolor": "white",
+    "savefig.dpi": 150,
+}
+Shown = list[dict[str, Any]]
+
+
+def write(path: Path, name: str, shown: Shown) -> None:
+    """Draw the picture `name` of `shown` into a PNG; with nothing to show there is none."""
+    if shown:
+        save(path, PICTURES[name], shown)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def is_current(path: Path, name: str, shown: Shown) -> bool:
+    """Whether the PNG at `path` shows this, drawn by this code; with nothing to show, whether there is none."""
+    from PIL import Image
+
+    if not shown or not path.exists():
+        return not shown and not path.exists()
+    try:
+        with Image.open(path) as image:
+            return bool(image.info.get("iris") == _digest(PICTURES[name], shown))
+    except OSError:
+        return False
+
+
+def save(path: Path, draw: Any, shown: Any) -> None:
+    """Write draw(shown) as a PNG without dates or versions: the same values give the same bytes."""
+    import io
+
+    import matplotlib
+
+    with matplotlib.rc_context(dict(matplotlib.rcParamsDefault) | STYLE):
+        content = io.BytesIO()
+        draw(shown).savefig(content, format="png", metadata={"Software": None, "iris": _digest(draw, shown)})
+    record.write_atomic(path, content.getvalue())
+
+
+def _digest(draw: Any, shown: Any) -> str:
+    return record.digest_of([inspect.getsource(draw), inspect.getsource(_figure), STYLE, SHADES, shown])
+
+
+def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of `width` x `height` inches and its axes, row by row."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def draw_scores(shown: Shown) -> Figure:
+    """One panel a task: the base as a line, every run with the 95% interval of its difference from the base."""
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure, axes = _figure(rows, columns, 3.6 * columns, rows * (1.3 + 0.26 * max(len(p["runs"]) for p in shown)))
+    for panel, ax in zip(shown, axes, strict=False):
+        ax.axvline(panel["base"], color=GREY, linewidth=1, linestyle=(0, (4, 3)))
+        for y, run in enumerate(panel["runs"]):
+            color = ACCENT if run["clear"] else LIGHT
+            ax.plot([run["low"], run["high"]], [y, y], color=color, linewidth=2.5, solid_capstyle="round")
+            ax.plot(run["value"], y, "o", color=color, markersize=6, markeredgecolor="white")
+        ax.set_yticks(range(len(panel["runs"])), [run["name"] for run in panel["runs"]])
+        ax.set_ylim(len(panel["runs"]) - 0.4, -0.6)
+        ax.tick_params(axis="y", length=0)
+        ax.locator_params(axis="x", nbins=5)
+        ax.spines["left"].set_visible(False)
+        ax.set_title(panel["task"], fontweight="bold")
+        ax.set_xlabel(panel["label"], fontsize=8)
+    for ax in axes[len(shown) :]:
+        ax.set_visible(False)
+    models = ", ".join(dict.fromkeys(panel["model"] for panel in shown))
+    figure.suptitle(f"{models}: dashed the base; dark where the difference is clear of noise", fontsize=10)
+    return figure
+
+
+def draw_cost(shown: Shown) -> Figure:
+    """Mean difference of the accuracies from the base, against minutes of training and peak memory."""
+    figure, axes = _figure(1, 2, 9, 3.8)
+    for ax, key, label in zip(
+        axes, ("minutes", "memory_gb"), ("training time (minutes)", "peak memory (GB)"), strict=True
+    ):
+        ax.axhline(0, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
+        for run in shown:
+            color = SHADES[list(MARKERS).index(run["method"])]
+            ax.plot([run[key]] * 2, [run["low"], run["high"]], color=color, linewidth=2, alpha=0.35)
+            ax.plot(run[key], run["value"], MARKERS[run["method"]], color=color, markersize=7, markeredgecolor="white")
+            ax.annotate(run["name"], (run[key], run["value"]), (7, 4), textcoords="offset points", fontsize=7.5)
+        ax.set_xlim(0, 1.35 * max(run[key] for run in shown))  # room for the names on the right
+        ax.set_xlabel(label)
+    axes[0].set_ylabel("mean difference from the base")
+    figure.suptitle("quality against price: mean of the accuracy tasks, 95% intervals", fontsize=10)
+    return figure
+
+
+def draw_loss(shown: Shown) -> Figure:
+    """Training loss of every run, the mean of ten steps; one panel a data set."""
+    names = list(dict.fromkeys(run["data"] for run in shown))
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = _figure(rows, columns, max(4.5, 3.6 * columns), 3.0 * rows)
+    for name, ax in zip(names, axes, strict=False):
+        for index, run in enumerate(run for run in shown if run["data"] == name):
+            values = run["losses"]
+            smooth = [sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i - 9) : i + 1])]
+            ax.plot(
+                range(1, len(smooth) + 1), smooth, color=SHADES[index % len(SHADES)], linewidth=1.6, label=run["name"]
+            )
+        ax.set_title(name)
+        ax.set_xlabel("step")
+        ax.legend(fontsize=7.5)
+    for ax in axes[len(names) :]:
+        ax.set_visible(False)
+    figure.supylabel("loss, mean of ten steps (nats a token)", fontsize=9)
+    return figure
+
+
+def draw_parallel(shown: dict[str, Any]) -> Figure:
+    """One line a trial through its settings to its held-out loss; the darker, the lower. Pruned ones are thin.
+    shown: {"axes": [{"name", "ticks": [[place, label]]}], "trials": [{"places", "rank", "pruned"}]}; places and ranks
+    lie between 0 and 1."""
+    import matplotlib
+
+    figure, (ax,) = _figure(1, 1, 1.5 + 1.5 * len(shown["axes"]), 4.2)
+    shade = matplotlib.colors.LinearSegmentedColormap.from_list("iris", [ACCENT, LIGHT, "#ece6f2"])
+    for trial in sorted(shown["trials"], key=lambda trial: -trial["rank"]):
+        width, order = (0.7, 1) if trial["pruned"] else (1.6, 2)
+        ax.plot(trial["places"], color=shade(trial["rank"]), linewidth=width, zorder=order, alpha=0.9)
+    for x, axis in enumerate(shown["axes"]):
+        ax.axvline(x, color=GREY, linewidth=0.8, zorder=3)
+        for place, label in axis["ticks"]:
+            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
+            ax.text(x + 0.03, place, label, fontsize=8, va="center", zorder=4, bbox=box)
+    ax.set_xticks(range(len(shown["axes"])), [axis["name"] for axis in shown["axes"]])
+    ax.tick_params(axis="x", length=0)
+    ax.set_yticks([])
+    ax.spines[["left", "bottom"]].set_visible(False)
+    ax.set_xlim(-0.1, len(shown["axes"]) - 0.6)
+    ax.set_ylim(-0.05, 1.05)
+    return figure
+
+
+def draw_importance(shown: dict[str, Any]) -> Figure:
+    """Bars of the share that each setting has in the held-out loss. shown: {"shares": {setting: 0..1}, "title"}."""
+    figure, (ax,) = _figure(1, 1, 6, 1.0 + 0.4 * len(shown["shares"]))
+    names = list(shown["shares"])
+    ax.barh(names, list(shown["shares"].values()), color=ACCENT, height=0.6)
+    for y, share in enumerate(shown["shares"].values()):
+        ax.text(share + 0.01, y, f"{share:.0%}", va="center", fontsize=8.5)
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1.08)
+    ax.set_xticks([])
+    ax.tick_params(axis="y", length=0)
+    ax.spines["bottom"].set_visible(False)
+    ax.set_title(shown["title"])
+    return figure
+
+
+PICTURES = {"scores": draw_scores, "cost": draw_cost, "loss": draw_loss}

@@ -1,0 +1,105 @@
+"""What only a GPU can show. Run with `pytest tests/test_gpu.py` on a machine that has one; elsewhere skipped."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from iris import attention, chat, checkpoints, fast, record
+from iris.loss import linear_cross_entropy
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="these tests need a GPU")
+
+
+def iris_train(out, *more, steps=24, check=True):
+    words = [sys.executable, "-m", "iris", "train", "--model", "smollm2", "--out", str(out), "--max-steps", str(steps)]
+    done = subprocess.run([*words, *more], capture_output=True, text=True, timeout=400)
+    assert not check or done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    return record.read(out / "record.json").measures["losses"] if check else None
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    return iris_train(tmp_path_factory.mktemp("gpu") / "whole", "--set", "save_steps=12")
+
+
+def test_a_resumed_run_goes_on_along_the_same_curve(whole_run, tmp_path):
+    iris_train(tmp_path / "run", "--set", "save_steps=12")
+    (tmp_path / "run" / "record.json").write_bytes((tmp_path / "run" / "record.json").read_bytes())
+    import shutil
+
+    shutil.rmtree(tmp_path / "run" / "checkpoint-24")
+    shutil.rmtree(tmp_path / "run" / "adapter")
+    assert checkpoints.last(tmp_path / "run").name == "checkpoint-12"
+    resumed = iris_train(tmp_path / "run", "--set", "save_steps=12", "--resume")
+    worst = max(abs(a - b) for a, b in zip(resumed, whole_run, strict=True))
+    print(f"largest difference of the loss at the same step: {worst:.1e}")
+    assert worst < 1e-3
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("unsloth"), reason="unsloth is not installed")
+def test_unsloth_and_peft_have_the_same_loss(whole_run, tmp_path):
+    unsloth = iris_train(tmp_path / "unsloth", "--set", "engine=unsloth", "--set", "save_steps=12")
+    worst = max(abs(a - b) / a for a, b in zip(whole_run[:20], unsloth[:20], strict=True))
+    print(f"largest relative difference of the loss over 20 steps: {worst:.1e}")
+    assert worst < 1e-2
+
+
+@pytest.mark.parametrize("method", ["qlora", "dora", "lora16"])
+def test_compiled_and_not_have_the_same_loss(method, tmp_path):
+    plain = iris_train(tmp_path / "plain", "--method", method, "--set", "compile=false", steps=6)
+    compiled = iris_train(tmp_path / "compiled", "--method", method, "--set", "compile=true", steps=6)
+    worst = max(abs(a - b) / a for a, b in zip(plain, compiled, strict=True))
+    print(f"{method}: largest relative difference of the loss over 6 steps: {worst:.1e}")
+    assert worst < 1e-2
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_packed_equals_padded_in_bf16(smollm2, smollm2_tokenizer, use_dora):
+    """Loss and gradients of FlashAttention on packed rows against plain PEFT and SDPA on padded rows, both in bf16,
+    and both against fp32: packed must be as near to fp32 as padded is."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    talks = [[{"role": "user", "content": "Rain? " * n}, {"role": "assistant", "content": "Drip drop. " * m}]
+             for n, m in [(3, 9), (40, 60), (5, 30), (11, 100)]]  # fmt: skip
+    rows = [chat.encode(smollm2_tokenizer, talk) for talk in talks]
+
+    def run(dtype, packed):
+        attention.register()
+        implementation = attention.NAME if packed else "sdpa"
+        model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=dtype, attn_implementation=implementation).cuda()
+        torch.manual_seed(0)
+        model = get_peft_model(model, LoraConfig(r=16, target_modules="all-linear", use_dora=use_dora)).cuda()
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.01)
+        base = model.get_base_model()
+        if packed:
+            fast.speed_up(model)
+            items = [chat.packed_item(rows)]
+            batch = chat.collate(items, 0, chat.shape_of(items, 1, 1024))
+            batch.pop("tokens")
+            batch = {key: value.cuda() for key, value in batch.items()}
+            labels = batch.pop("labels")
+            mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device="cuda")
+            hidden = base.model(**batch, attention_mask=mask, max_seqlen=1024).last_hidden_state
+            loss = linear_cross_entropy(hidden[0], base.lm_head.weight, labels[0]) / (labels != -100).sum()
+        else:
+            batch = chat.collate_padded([chat.packed_item([row]) for row in rows], 0)
+            with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                ids, mask = batch["input_ids"].cuda(), batch["attention_mask"].cuda()
+                logits = model(input_ids=ids, attention_mask=mask).logits.float()
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].cuda().flatten())
+        loss.backward()
+        return loss.item(), torch.cat([p.grad.flatten().float() for p in model.parameters() if p.requires_grad])
+
+    exact_loss, exact = run(torch.float32, False)
+    padded_loss, padded = run(torch.bfloat16, False)
+    packed_loss, packed = run(torch.bfloat16, True)
+    error = {"padded": (padded - exact).norm() / exact.norm(), "packed": (packed - exact).norm() / exact.norm()}
+    print(f"losses {exact_loss:.5f} fp32, {padded_loss:.5f} padded, {packed_loss:.5f} packed; gradient errors {error}")
+    assert abs(packed_loss - padded_loss) / padded_loss < 1e-2
+    assert error["packed"] < 1.2 * error["padded"]

@@ -1,0 +1,276 @@
+"""The poetry tasks: bits per byte against torch by hand, poems scored as the README of the tasks says."""
+
+import gzip
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import small_llama
+import torch
+from conftest import make_tiny_model
+
+from iris import benchmarks, chat, record
+from iris.evaluate import evaluate
+from iris.poetry.verses import PATH, first_exchange, is_held_out, read_verses
+
+REQUESTS = 6
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, benchmarks.TASKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+form = load("poetry_form")
+REQUEST_ROWS = [json.loads(line) for line in (benchmarks.TASKS / "poetry_form.jsonl").read_text().splitlines()]
+
+HAIKU = "Old pond, still as glass:\na frog jumps into its sky,\nand the sky comes back."
+
+
+# --- verses and their split ------------------------------------------------------------------------------------------
+
+
+def test_the_split_is_fixed_and_whole():
+    train, held_out = read_verses("train"), read_verses("held_out")
+    rows = [json.loads(line) for line in PATH.read_text(encoding="utf-8").splitlines()]
+    assert len(train) + len(held_out) == len(rows)
+    assert 0.08 < len(held_out) / len(rows) < 0.18
+    assert all(is_held_out(row) for row in held_out)
+    seen = {first_exchange(row)[1] for row in train}
+    assert not [row for row in held_out if first_exchange(row)[1] in seen]
+    with pytest.raises(ValueError, match="train or held_out"):
+        read_verses("test")
+
+
+def test_the_rule_of_the_split_does_not_move():
+    turns = [
+        {"from": "human", "value": "A haiku about é."},
+        {"from": "gpt", "value": "x\ny"},
+        {"from": "human", "value": "z"},
+    ]
+    digest = hashlib.sha256("A haiku about é.\nx\ny".encode()).hexdigest()
+    assert first_exchange({"conversations": turns}) == ("A haiku about é.", "x\ny")
+    assert is_held_out({"conversations": turns}) is (digest[-1] in "08")
+
+
+# --- poetry_verses ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer():
+    return small_llama.make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory, small_tokenizer):
+    return small_llama.make_model(tmp_path_factory.mktemp("small") / "model", small_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory, small_model):
+    """Both tasks on a small random model; the path of the record."""
+    out = tmp_path_factory.mktemp("poetry") / "tiny.json"
+    evaluate(str(small_model), None, ["poetry"], out, limit=REQUESTS)
+    return out
+
+
+def samples(out, task):
+    (part,) = out.with_suffix(".parts").glob(f"{task}-*.json.gz")
+    return json.loads(gzip.decompress(part.read_bytes()))["results"]["samples"][task]
+
+
+def bits_by_hand(model, tokenizer, row):
+    """Bits of the poem's tokens in the template's own rendering of the exchange, and the poem's bytes."""
+    request, poem = first_exchange(row)
+    messages = [{"role": "user", "content": request}]
+    prompt = tokenizer(chat.render(tokenizer, messages, add_generation_prompt=True), add_special_tokens=False).input_ids
+    whole = chat.encode(tokenizer, [*messages, {"role": "assistant", "content": poem}]).input_ids
+    assert whole[: len(prompt)] == prompt
+    end = len(prompt) + len(tokenizer(poem, add_special_tokens=False).input_ids)
+    assert tokenizer.decode(whole[len(prompt) : end]) == poem
+    with torch.no_grad():
+        logp = model(torch.tensor([whole])).logits[0].log_softmax(-1)
+    nats = sum(float(logp[i - 1, whole[i]]) for i in range(len(prompt), end))
+    return -nats / math.log(2), len(poem.encode())
+
+
+def test_bits_per_byte_are_those_of_the_poem_alone(measured, small_model, small_tokenizer):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32)
+    pairs = [bits_by_hand(model, small_tokenizer, row) for row in read_verses("held_out")[:REQUESTS]]
+    columns = record.read_items(measured)["poetry_verses"]
+    assert columns["weight"] == [size for _, size in pairs]
+    assert columns["value"] == pytest.approx([bits / size for bits, size in pairs], rel=1e-4)
+    entry = record.read(measured).tasks["poetry_verses"]
+    assert entry["value"] == pytest.approx(sum(bits for bits, _ in pairs) / sum(size for _, size in pairs), rel=1e-4)
+    assert entry["higher_is_better"] is False
+    assert 0 < entry["stderr"] < 1
+
+
+def test_the_standard_error_is_near_the_bootstrap_of_the_ratio():
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    size = rng.integers(50, 600, 60)
+    nats = -size * rng.normal(1.4, 0.2, 60)
+    picks = rng.integers(0, 60, (20_000, 60))
+    drawn = -nats[picks].sum(1) / size[picks].sum(1) / math.log(2)
+    ours = load("poetry_verses").bits_per_byte_stderr(list(zip(nats.tolist(), size.tolist(), strict=True)))
+    assert ours == pytest.approx(drawn.std(), rel=0.05)
+
+
+def test_lm_eval_sees_the_ids_of_the_template(measured, small_tokenizer, smollm2_tokenizer):
+    for sample, row in zip(samples(measured, "poetry_verses"), read_verses("held_out"), strict=False):
+        request, poem = first_exchange(row)
+        context, continuation = sample["arguments"][0]
+        assert continuation == poem  # no delimiter before it
+        messages = [{"role": "user", "content": request}]
+        assert context == chat.render(small_tokenizer, messages, add_generation_prompt=True)
+    for row in read_verses("held_out"):
+        request, poem = first_exchange(row)
+        messages = [{"role": "user", "content": request}]
+        context = chat.render(smollm2_tokenizer, messages, add_generation_prompt=True)
+        ids = smollm2_tokenizer(context + poem, add_special_tokens=False).input_ids
+        whole = chat.encode(smollm2_tokenizer, [*messages, {"role": "assistant", "content": poem}]).input_ids
+        assert ids == whole[: len(ids)]
+
+
+def test_llama_renders_with_its_date_pinned_and_one_bos(llama_tokenizer, tmp_path):
+    model = make_tiny_model(tmp_path / "model", llama_tokenizer)
+    evaluate(str(model), None, ["poetry_verses"], tmp_path / "llama.json", limit=2)
+    for sample in samples(tmp_path / "llama.json", "poetry_verses"):
+        context, poem = sample["arguments"][0]
+        assert "Today Date: 26 Jul 2024" in context
+        assert context.count("<|begin_of_text|>") == 1
+        assert context.endswith("assistant<|end_header_id|>\n\n") and poem == sample["doc"]["poem"]
+
+
+def test_the_stock_command_runs_the_group_with_the_same_scores_and_samples(small_model, measured, tmp_path):
+    command = [Path(sys.executable).with_name("lm_eval"), "run", "--include_path", benchmarks.TASKS]
+    command += ["--tasks", "poetry", "--apply_chat_template", "--limit", str(REQUESTS), "--batch_size", "16"]
+    command += ["--model", "hf", "--device", "cpu", "--model_args", f"pretrained={small_model},dtype=float32"]
+    command += ["--log_samples", "--output_path", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    (path,) = tmp_path.rglob("results_*.json")
+    results = json.loads(path.read_text())["results"]
+    for task, entry in record.read(measured).tasks.items():
+        metric = entry["metric"]
+        assert results[task][f"{metric},none"] == pytest.approx(entry["value"], rel=1e-5)
+        assert results[task][f"{metric}_stderr,none"] == pytest.approx(entry["stderr"], rel=1e-4)
+    (path,) = tmp_path.rglob("samples_poetry_form_*.jsonl")
+    theirs = sorted((json.loads(line) for line in path.read_text().splitlines()), key=lambda line: line["doc_id"])
+    assert [line["resps"] for line in theirs] == [line["resps"] for line in samples(measured, "poetry_form")]  # seeded
+
+
+# --- poetry_form -----------------------------------------------------------------------------------------------------
+
+
+def test_the_requests_are_many_balanced_and_unseen():
+    forms = [row["form"] for row in REQUEST_ROWS]
+    assert len(REQUEST_ROWS) >= 120
+    assert {forms.count(name) for name in forms} == {len(REQUEST_ROWS) // 6}
+    assert len(set(forms[:6])) == 6  # a limited run meets every form
+    assert len({row["theme"] for row in REQUEST_ROWS}) == len(REQUEST_ROWS)
+    rows = read_verses("train") + read_verses("held_out")
+    themes = {row["theme"].lower() for row in rows}
+    requests = {turn["value"].lower() for row in rows for turn in row["conversations"] if turn["from"] == "human"}
+    assert not [row for row in REQUEST_ROWS if row["theme"].lower() in themes or row["request"].lower() in requests]
+    assert not [row for row in REQUEST_ROWS if any(row["theme"].lower() in request for request in requests)]
+
+
+def test_each_request_is_answered_four_times_and_cut_texts_are_told_from_ended_ones(measured):
+    lines = samples(measured, "poetry_form")
+    assert len(lines) == REQUESTS
+    texts = [text for line in lines for text in line["resps"][0]]
+    assert len(texts) == 4 * REQUESTS and len(set(texts)) > REQUESTS
+    cut = sum(text.endswith(form.CUT) for text in texts)
+    assert 0 < cut < 4 * REQUESTS  # a random model over 1,000 tokens ends by itself now and then
+    entry = record.read(measured).tasks["poetry_form"]
+    assert entry["metric"] == "keeps" and entry["stderr"] is not None and entry["batch_size"] == 16
+    assert entry["others"]["ended"]["value"] == pytest.approx(1 - cut / (4 * REQUESTS))
+    assert set(entry["others"]) == {
+        *("form_score", "rhyme", "metre", "ended", "both_sides", "looped", "distinct_2", "longest_copy", "near_copy")
+    }
+    columns = record.read_items(measured)["poetry_form"]
+    asked = [row["form"] for row in REQUEST_ROWS[:REQUESTS]]
+    assert [value is None for value in columns["rhyme"]] == [name not in form.RHYMING for name in asked]
+    assert [value is None for value in columns["metre"]] == [name not in form.METRE for name in asked]
+
+
+def test_a_good_haiku_scores_well_and_a_bad_one_does_not():
+    good = form.score(HAIKU, "haiku")
+    assert (good["keeps"], good["metre"], good["ended"], good["both_sides"], good["looped"]) == (1, 1, 1, 0, 0)
+    assert "rhyme" not in good
+    prefaced = form.score("Here is your haiku:\n" + HAIKU, "haiku")
+    assert prefaced["keeps"] == 0 and prefaced["metre"] < 0.5
+    assert form.score(HAIKU + form.CUT, "haiku")["ended"] == 0
+    assert form.score("", "haiku")["keeps"] == 0
+
+
+def test_rhyme_counts_lines_that_rhyme_nearby_and_no_repeats():
+    couplet = "The kettle sings upon the stove tonight,\nand all the kitchen windows fill with light."
+    assert form.score(couplet, "couplet")["rhyme"] == 1
+    assert form.score("I saw the cat\nI saw the cat", "couplet")["rhyme"] == 0
+    quatrain = "The road is long and grey,\nthe hedge is full of snow,\nI walk it every day,\nit has a mile to go."
+    assert form.score(quatrain, "quatrain")["rhyme"] == 1
+    half = quatrain.replace("day", "orange").replace("to go", "of purple")
+    assert form.score(half, "quatrain")["rhyme"] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "both"),
+    [
+        (HAIKU + "\nuser\nNow one about rain.", 1),
+        (HAIKU + "\n\nUser: and another?", 1),
+        (HAIKU + "\n### Human:\nmore", 1),
+        ("The user of the boat\nis human: so am I\nand both of us can float\nas long as it is dry", 0),
+        (HAIKU, 0),
+    ],
+)
+def test_a_turn_of_the_user_is_seen(text, both):
+    assert form.score(text, "free")["both_sides"] == both
+
+
+@pytest.mark.parametrize(
+    ("text", "looped"),
+    [
+        ("the sea the sea the sea the sea", 1),
+        ("rain on the roof\na\nrain on the roof\nb\nRain, on the roof!", 1),
+        ("again again again", 0),
+        (HAIKU, 0),
+    ],
+)
+def test_loops_are_seen(text, looped):
+    assert form.score(text, "free")["looped"] == looped
+
+
+def test_distinct_pairs():
+    assert form.distinct("a b a b".split(), 2) == pytest.approx(2 / 3)
+    assert form.distinct(["a"], 2) == 0
+
+
+def test_a_copy_of_a_training_poem_is_seen_and_held_out_poems_are_none():
+    poem = first_exchange(read_verses("train")[0])[1]
+    words = form.re.findall(r"[\w']+", poem.lower())
+    assert form.longest_copy(["hello", *words, "goodbye"]) >= len(words)
+    assert form.score(poem, "free")["near_copy"] == 1
+    scores = [form.score(first_exchange(row)[1], "free") for row in read_verses("held_out")]
+    assert not any(each["near_copy"] for each in scores)
+    assert form.longest_copy("zzz qqq xxx".split()) == 0
+
+
+def test_the_bundled_poems_score_full_marks():
+    for row in read_verses("held_out"):
+        scores = form.score(first_exchange(row)[1], row["forms"][0])
+        assert scores["keeps"] == 1 and scores.get("rhyme", 1) == 1 and scores.get("metre", 1) == 1
+        assert not scores["looped"] and not scores["both_sides"]

@@ -1,0 +1,226 @@
+"""Tables and pictures from records alone: the same bytes every time, stale ones noticed, the seed's sums done again."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from iris import pictures, record
+from iris.errors import InputError, RunError
+from iris.report import report
+from iris.tables import TABLES
+
+ROOT = Path(__file__).resolve().parents[1]
+VERSIONS = {"torch": "2.13.0", "transformers": "5.17.0", "peft": "0.21.2", "lm_eval": "0.4.13"}
+MODEL = {"id": "lab/Tiny-Instruct", "revision": None, "digest": "d1"}
+METRICS = {"hellaswag": ("acc_norm", 2000), "arc_challenge": ("acc_norm", 400), "poetry_verses": ("bits_per_byte", 60)}
+README = "# Title\n\n" + "".join(
+    f"## {name}\n\n<!-- iris:{name} -->\nold\n<!-- /iris:{name} -->\n\n" for name in TABLES
+)
+
+
+def evaluation(folder, name, gain=0.0, adapter=None, limit=None, status="finished", model=MODEL, precision="bf16"):
+    """An evaluation whose items gain `gain` over the same draws for every name."""
+    settings = {"precision": precision, "device": "cuda", "batch_size": 32, "limit": limit, "num_fewshot": 0}
+    settings["chat_template"] = "poetry tasks only"
+    one = record.Record("evaluation", name, model, status=status, adapter=adapter, settings=settings)
+    one.environment |= {"packages": dict(VERSIONS), "device": "NVIDIA H100"}
+    rng, items = np.random.default_rng(7), {}
+    for task, (metric, n) in METRICS.items():
+        drawn, noise = rng.random(n), np.random.default_rng(len(name)).random(n)
+        values = 2 - gain - drawn / 4 + noise / 50 if task == "poetry_verses" else (drawn + gain > 0.5) ^ (noise < 0.01)
+        items[task] = {"id": [str(i) for i in range(n)], "value": [float(value) for value in values]}
+        one.tasks[task] = {"metric": metric, "value": float(np.mean(values)), "stderr": float(np.std(values) / n**0.5)}
+        one.tasks[task] |= {"higher_is_better": task != "poetry_verses", "n": n, "version": 1.0, "num_fewshot": 0}
+        one.tasks[task] |= {"items_hash": "h", "items_digest": record.digest_of(items[task]), "others": {}}
+    record.write_items(folder / f"{name}.json", items)
+    record.write(one, folder / f"{name}.json")
+
+
+def training(folder, name, digest, method="lora16", seed=1, status="finished"):
+    adapter = {"path": "adapter", "method": method, "digest": digest}
+    recipe = {"method": method, "r": 16, "learning_rate": 2e-4, "seed": seed}
+    one = record.Record("training", name, MODEL, status=status, adapter=adapter, recipe=recipe)
+    one.data = {"id": "lab/verses", "rows": 1200}
+    one.settings = {"device": "NVIDIA H100", "precision": "bf16"}
+    one.measures = {"steps": 50, "tokens": 800_000, "wall_seconds": 200 + 10 * seed, "tokens_per_s": 41234.5}
+    one.measures |= {"peak_memory_gb": 9.25, "loss_first": 3.2, "loss_last": 2.1}
+    one.measures["losses"] = [2 + 1.2 * 0.93**step + 0.05 * (step % 3) for step in range(50)]
+    record.write(one, folder / f"{name}.json")
+    return adapter
+
+
+def others(folder):
+    rows = [{"who": "iris", "shape": "1b", "method": "qlora", "tokens_per_s": 39000.4, "losses": [1, 2]}]
+    speed = record.Record("speed", "speed-train", MODEL, status="finished", settings={"device": "NVIDIA H100"})
+    speed.measures = {"rows": rows}
+    record.write(speed, folder / "speed-train.json")
+    export = record.Record("export", "poet", MODEL, status="finished", adapter={"method": "dora"})
+    export.measures = {"bytes_f16": 270_000_000, "bytes_q8_0": 144_500_000, "wall_seconds": 33.0}
+    record.write(export, folder / "export-poet.json")
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """A README with all markers beside results of a base, two seeds of one recipe that helps, and one that does not."""
+    results = tmp_path / "results"
+    results.mkdir()
+    shutil.copy(ROOT / "results" / "seed.json", results)
+    (tmp_path / "README.md").write_text(README)
+    evaluation(results, "base")
+    for seed in (1, 2):
+        evaluation(
+            results, f"lora16-s{seed}", 0.05 + seed / 100, training(results, f"train-s{seed}", f"a{seed}", seed=seed)
+        )
+    evaluation(results, "qlora", 0.0, training(results, "train-qlora", "a3", "qlora"))
+    others(results)
+    return tmp_path
+
+
+def run(lab, check=False):
+    report(lab / "results", lab / "README.md", check)
+    return (lab / "README.md").read_text()
+
+
+def table(text, name):
+    return text.split(f"<!-- iris:{name} -->\n")[1].split(f"\n<!-- /iris:{name} -->")[0]
+
+
+def test_the_same_records_give_the_same_bytes_and_check_is_content_with_them(lab):
+    with pytest.raises(RunError, match="README.md.*scores.png.*out of date: run `iris report`"):
+        run(lab, check=True)
+    assert (lab / "README.md").read_text() == README  # a check writes nothing
+    assert not list((lab / "results").glob("*.png"))
+    first = run(lab)
+    drawn = {path.name: path.read_bytes() for path in (lab / "results").glob("*.png")}
+    assert set(drawn) == {"scores.png", "cost.png", "loss.png"}
+    run(lab, check=True)
+    for path in (lab / "results").glob("*.png"):
+        path.unlink()
+    assert run(lab) == first
+    assert {path.name: path.read_bytes() for path in (lab / "results").glob("*.png")} == drawn
+    assert b"matplotlib" not in b"".join(drawn.values()).lower()
+
+
+def test_results_state_the_settings_the_differences_and_the_verdicts(lab):
+    text = table(run(lab), "results")
+    assert "zero-shot, no chat template" in text and "bf16 on NVIDIA H100, batches of 32, lm-eval 0.4.13" in text
+    assert "HellaSwag<br>acc_norm ↑, n = 2,000" in text and "held-out verses<br>bits_per_byte ↓, n = 60" in text
+    rows = {line.split("|")[1].strip().split("<br>")[0]: line for line in text.splitlines() if line.startswith("|")}
+    assert rows["lora16-s1"].count("**better, clear of noise**") >= 2 and "lora16, verses" in rows["lora16-s1"]
+    assert "**" not in rows["qlora"] and "within noise" in rows["qlora"]
+    assert "Better, clear of noise: lora16-s1 (HellaSwag" in text and "Worse" not in text
+    assert "2 seeds of one recipe (lora16-s1, lora16-s2), mean difference and range: HellaSwag +0.0" in text
+    assert rows["Llama-3.2-1B-Instruct"].count("not measured here") == 4
+
+
+def test_where_nothing_helps_the_table_says_so(lab):
+    for seed in (1, 2):
+        (lab / "results" / f"lora16-s{seed}.json").unlink()
+    assert "No run is better, clear of noise." in table(run(lab), "results")
+
+
+def test_the_other_tables(lab):
+    text = run(lab)
+    methods = table(text, "methods")
+    assert (
+        "| train-qlora | qlora | verses, 1,200 rows | 16 | 0.0002 | 50 | 800,000 | 3.5 min | 41,234 | 9.2 GB |"
+        in methods
+    )
+    assert "3.200 → 2.100" in methods and "[" in methods  # the price stands beside what it brought
+    assert "| iris | 1b | qlora | 39,000 |" in table(text, "speed") and "losses" not in table(text, "speed")
+    assert "F16 270 MB, Q8_0 144 MB" in table(text, "export")
+
+
+def test_only_finished_full_records_enter(lab, capsys):
+    before = run(lab)
+    evaluation(lab / "results", "limited", 0.3, {"digest": "x"}, limit=50)
+    evaluation(lab / "results", "broken", 0.3, {"digest": "x"}, status="failed")
+    training(lab / "results", "train-stopped", "x", status="stopped")
+    assert run(lab) == before
+    told = capsys.readouterr().out
+    assert "limited.json: limited to 50 items" in told and "train-stopped.json: the run stopped" in told
+
+
+def test_a_run_under_other_settings_is_not_compared(lab):
+    evaluation(lab / "results", "odd", 0.3, {"digest": "x"}, precision="fp32")
+    text = table(run(lab), "results")
+    assert "fp32 on NVIDIA H100" in text and "Nothing was compared" in text
+
+
+def test_check_notices_every_kind_of_staleness(lab):
+    text = run(lab)
+    (lab / "README.md").write_text(text.replace("zero-shot", "five-shot"))
+    with pytest.raises(RunError, match=r"the table iris:results of \S+ is out of date"):
+        run(lab, check=True)
+    run(lab)
+    (lab / "results" / "loss.png").write_bytes(b"no picture")
+    with pytest.raises(RunError, match=r"loss\.png is out of date"):
+        run(lab, check=True)
+    run(lab)
+    training(lab / "results", "train-new", "a9")
+    with pytest.raises(RunError, match=r"iris:methods of \S+, \S+loss\.png are out of date"):
+        run(lab, check=True)
+
+
+def test_a_picture_is_stale_when_its_drawing_changes_and_gone_when_it_has_nothing_to_show(lab, monkeypatch):
+    run(lab)
+    monkeypatch.setitem(pictures.PICTURES, "cost", pictures.draw_loss)
+    with pytest.raises(RunError, match=r"\S+cost\.png is out of date"):
+        run(lab, check=True)
+    monkeypatch.undo()
+    for path in (lab / "results").glob("*train*.json"):
+        path.unlink()
+    run(lab)
+    assert [path.name for path in (lab / "results").glob("*.png")] == ["scores.png"]
+    run(lab, check=True)
+
+
+def test_the_seed_table_is_quoted_and_its_sums_are_done_again(lab):
+    text = table(run(lab), "seed")
+    seed = json.loads((ROOT / "results" / "seed.json").read_text())
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    for name, scores in {"base": seed["base"], **seed["runs"]}.items():
+        assert all(f"{score:.4f}" in rows[name] for score in scores.values())
+    assert "as reported, not ours" in text
+    assert "+0.0088 ±" in rows["16-bit LoRA"] and "+1.04%, wrong: it is +0.88%" in rows["16-bit LoRA"]
+    assert "+0.0093 ±" in rows["Nitral"] and "+1.13%, wrong: it is +0.93%" in rows["Nitral"]
+    assert "0.3652 ± 0.0141 | 0.5798 ± 0.0049 | 0.3635 ± 0.0086 | 0.4367 ± 0.0140" in rows["base"]
+    assert "clear of noise: HellaSwag of Nitral, HellaSwag of 16-bit LoRA + Nitral." in text
+    assert rows["Llama-3.2-1B-Instruct (ours)"].count("not measured here") == 4
+
+
+def test_our_own_measurement_stands_beside_the_seeds(lab):
+    evaluation(
+        lab / "results", "llama", model={"id": "meta-llama/Llama-3.2-1B-Instruct", "revision": "r", "digest": None}
+    )
+    text = run(lab)
+    assert "| llama (ours) | 0." not in table(text, "results")
+    assert "| llama (ours) | 0." in table(text, "seed") and "Llama-3.2-1B-Instruct (ours)" not in table(text, "seed")
+
+
+def test_without_records_the_tables_say_so(tmp_path):
+    (tmp_path / "README.md").write_text(README)
+    text = run(tmp_path)
+    assert "Llama-3.2-1B-Instruct | not measured here" in table(text, "results")
+    for name in ("methods", "speed", "export"):
+        assert table(text, name) == "No record of this kind yet."
+    run(tmp_path, check=True)
+
+
+def test_bad_input_is_one_sentence(lab):
+    (lab / "README.md").write_text("<!-- iris:results -->\nnever closed\n")
+    with pytest.raises(InputError, match=r"has no <!-- /iris:results --> after it"):
+        run(lab)
+    (lab / "README.md").write_text("no markers, left as it is\n")
+    assert run(lab) == "no markers, left as it is\n"
+    (lab / "README.md").unlink()
+    with pytest.raises(InputError, match=r"there is no .*README\.md"):
+        run(lab)
+    (lab / "README.md").write_text(README)
+    path = lab / "results" / "qlora.json"
+    path.write_text(path.read_text().replace("0.4", "0.9"))
+    with pytest.raises(InputError, match="was changed after it was written"):
+        run(lab)
