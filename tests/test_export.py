@@ -222,7 +222,7 @@ def test_merged_against_adapter_on_64_prompts(run: Path, smollm2: Path) -> None:
     def answer(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.no_grad():
             out = model.eval().generate(
-                **batch, max_new_tokens=8, do_sample=False, output_logits=True, return_dict_in_generate=True
+                **batch, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True
             )
         return out.sequences, torch.stack(out.logits)
 

@@ -1,0 +1,122 @@
+"""Who writes now and who waits: the seats of the poetry room, for many visitors on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Generator
+from contextlib import closing
+from dataclasses import dataclass
+
+from .errors import InputError, RunError
+from .poet import Poem, Poet, request
+
+SEATS = 8  # poems written at a time; more would only make each of them crawl
+CANDIDATES = 4  # of "Keep the form", which takes as many seats
+LINE = 100  # visitors who may wait
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a visitor sees now: a place in the line (from 1; 0 is at work), the text so far, the poem when finished."""
+
+    place: int = 0
+    text: str = ""
+    poem: Poem | None = None
+
+
+class Room:
+    """`poets`: the voices by name; all of them share the seats."""
+
+    def __init__(self, poets: dict[str, Poet], seats: int = SEATS, line: int = LINE) -> None:
+        self.poets = poets
+        self._free = seats
+        self._most = line
+        self._line: list[object] = []
+
+    async def write(
+        self,
+        theme: str,
+        form: str,
+        mood: str = "",
+        length: str = "",
+        voice: str = "",
+        keep_form: bool = False,
+        seed: int | None = None,
+        temperature: float = 0.7,
+    ) -> AsyncGenerator[Progress, None]:
+        """Wait for a seat, write, and give progress on the way; the last has the poem. Leaving the generator early
+        frees the seats and the engine. InputError for anything the visitor got wrong, RunError if the room is full."""
+        poet = self.poets.get(voice or next(iter(self.poets))) if isinstance(voice, str) else None
+        if poet is None:
+            raise InputError(f"unknown voice {voice!r}; choose one of {', '.join(self.poets)}")
+        if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**31):
+            raise InputError("the seed must be a whole number from 0 to 2147483647, or empty")
+        if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature <= 2:
+            raise InputError("the temperature must be a number from 0 to 2")
+        request(theme, form, mood, length)  # refuses what it cannot ask for before anybody has to wait
+        several = keep_form is True and form != "free"
+        async for place in self._seat(seats := CANDIDATES if several else 1):
+            yield Progress(place)
+        try:
+            options = {"mood": mood, "length": length, "seed": seed, "temperature": temperature}
+            writing = _Writing((poet.keep_form if several else poet.stream)(theme, form, **options))
+            try:
+                shown = None
+                while not writing.done.is_set():
+                    if writing.text != shown:
+                        shown = writing.text
+                        yield Progress(text=shown)
+                    await asyncio.sleep(0.04)
+            finally:
+                writing.stop()
+        finally:
+            self._free += seats
+        if writing.error:
+            raise writing.error
+        yield Progress(text=writing.text, poem=writing.poem)
+
+    async def _seat(self, seats: int) -> AsyncGenerator[int, None]:
+        """Wait in the line until so many seats are free, and take them; yields one's place in it when that changes."""
+        if len(self._line) >= self._most:
+            raise RunError(f"the room is full, you would be number {len(self._line) + 1}; come back in a few minutes")
+        ticket = object()
+        self._line.append(ticket)
+        try:
+            told = 0
+            while self._line[0] is not ticket or self._free < seats:
+                place = self._line.index(ticket) + 1
+                if place != told:
+                    yield (told := place)
+                await asyncio.sleep(0.05)
+            self._free -= seats
+        finally:
+            self._line.remove(ticket)
+
+
+class _Writing:
+    """A poem written by a thread of its own, so that the event loop never waits for the engine."""
+
+    def __init__(self, pieces: Generator[str, None, Poem]) -> None:
+        self.text = ""
+        self.poem: Poem | None = None
+        self.error: Exception | None = None
+        self.done = threading.Event()
+        self._stopped = False
+        self._pieces = pieces
+        threading.Thread(target=self._work).start()
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def _work(self) -> None:
+        try:
+            with closing(self._pieces):
+                while not self._stopped:
+                    self.text += next(self._pieces)
+        except StopIteration as end:
+            self.poem = end.value
+        except Exception as error:  # it is raised again where the visitor waits
+            self.error = error
+        finally:
+            self.done.set()
