@@ -215,16 +215,13 @@ def page(room: Room, names: dict[str, str], foot: str) -> gr.Blocks:
             **quiet,
         )
 
-        async def again(*wish: Any) -> AsyncIterator[dict[Any, Any]]:
-            async for change in compose(*wish[:6], None, *wish[7:]):  # without the seed it is another poem
-                yield change
-
-        more = another.click(again, [*wish, poems], outputs, concurrency_limit=None, trigger_mode="once", **quiet)
+        unseeded = [gr.State(None) if each is seed else each for each in wish]  # another: not the same poem again
+        more = another.click(compose, [*unseeded, poems], outputs, concurrency_limit=None, trigger_mode="once", **quiet)
         stop.click(lambda: buttons(busy=False, done=True), None, outputs, cancels=[writing, more], queue=False, **quiet)
         copy.click(None, js="() => window.iris.copy()", **quiet)
         download.click(None, js="() => window.iris.download()", **quiet)
 
-        async def poem(
+        async def poem(  # type: ignore[misc]  # gr.api reads here the type of each value that is streamed
             theme: str,
             form: str = "haiku",
             mood: str = "",

@@ -8,7 +8,7 @@ import pytest
 
 from iris.cli import main
 
-VERBS = "demo train evaluate compare export poem judge doctor".split()
+VERBS = "demo train evaluate compare sweep speed export poem judge report doctor".split()
 
 
 def test_help_is_quick_and_complete():

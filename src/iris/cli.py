@@ -116,6 +116,27 @@ def parser() -> Parser:
     one.add_argument("--as-t4", action="store_true", help="imitate a T4: no bf16, no FlashAttention, 15 GB")
     one.add_argument("--out", type=Path, required=True, help="the record to write, results/NAME.json")
 
+    one = verb("sweep", sweep, "search recipes by held-out loss, with as many workers as you start")
+    one.add_argument("--model", default="smollm2", help=f"{MODELS} (default: %(default)s)")
+    one.add_argument("--method", default="lora16", help=f"one of {', '.join(recipe.METHODS)} (default: %(default)s)")
+    one.add_argument("--data", default="verses", help="verses, finetome, fusechat, nitral, a Hub id or a file")
+    one.add_argument("--out", type=Path, required=True, help="folder of the study; the same again goes on with it")
+    one.add_argument("--search", default="grid", help="grid (the seed lab's 72 points) or free (default: %(default)s)")
+    one.add_argument("--over", action="append", metavar="KEY=A,B|LOW..HIGH", help="search over this field as well")
+    one.add_argument("--trials", type=int, help="trials of the study, whoever runs them (default: the whole grid)")
+    one.add_argument("--minutes", type=float, help="end this worker within so many minutes")
+    one.add_argument("--storage", help="a journal file on a shared disk or a database's URL (default: in --out)")
+    one.add_argument("--pruner", default="median", help="median, halving or none (default: %(default)s)")
+    one.add_argument("--max-steps", type=int, help="optimizer steps a trial (default: whole epochs)")
+    one.add_argument("--seed", type=int, help="seed of data order and adapter")
+    one.add_argument("--data-dir", type=Path, help="folder of benchmark files whose questions must not be trained on")
+    one.add_argument("--set", action="append", metavar="KEY=VALUE", help="any field of the recipe; may be repeated")
+
+    one = verb("report", report, "write the README's tables and the pictures from the records")
+    one.add_argument("--results", type=Path, default=Path("results"), help="folder of records (default: %(default)s)")
+    one.add_argument("--readme", type=Path, default=Path("README.md"), help="the file to fill (default: %(default)s)")
+    one.add_argument("--check", action="store_true", help="write nothing; fail when anything is out of date")
+
     one = verb("poem", poem, "write a poem with a GGUF model")
     one.add_argument("theme", help="what it is about")
     one.add_argument("--form", default="free", help="haiku, limerick, couplet, quatrain, sonnet or free")
@@ -184,6 +205,30 @@ def speed(args: argparse.Namespace) -> None:
         peers=args.peer,
         as_t4=args.as_t4,
     )
+
+
+def sweep(args: argparse.Namespace) -> None:
+    asked = recipe.make(
+        args.set, model=args.model, method=args.method, data=args.data, max_steps=args.max_steps, seed=args.seed
+    )
+    from . import sweep as module
+
+    module.sweep(
+        asked,
+        module.search_space(args.search, args.set, args.over),
+        args.out,
+        trials=args.trials,
+        minutes=args.minutes,
+        storage=args.storage,
+        pruner=args.pruner,
+        benchmarks=args.data_dir,
+    )
+
+
+def report(args: argparse.Namespace) -> None:
+    from . import report as module
+
+    module.report(args.results, args.readme, args.check)
 
 
 def poem(args: argparse.Namespace) -> None:

@@ -218,7 +218,7 @@ def _row(
     metric = entries[0]["metric"] if column == "value" else column
     first, second = (entry if column == "value" else entry["others"][column] for entry in entries)
     scores = np.array([base[1][column], tuned[1][column]], dtype=np.float64)  # None, a score not asked for, becomes nan
-    scored = ~np.isnan(scores).any(axis=0)
+    scored = np.logical_not(np.isnan(scores).any(axis=0))
     before, after = scores[:, scored]
     weight = np.asarray(base[1].get("weight") or np.ones(len(scored)), dtype=np.float64)[scored]
     drawn = bootstrap(after - before, weight, resamples, rng)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncGenerator, Generator
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import InputError, RunError
 from .poet import Poem, Poet, request
@@ -59,7 +60,7 @@ class Room:
         async for place in self._seat(seats := CANDIDATES if several else 1):
             yield Progress(place)
         try:
-            options = {"mood": mood, "length": length, "seed": seed, "temperature": temperature}
+            options: dict[str, Any] = {"mood": mood, "length": length, "seed": seed, "temperature": temperature}
             writing = _Writing((poet.keep_form if several else poet.stream)(theme, form, **options))
             try:
                 shown = None

@@ -124,7 +124,9 @@ def train_speed(
                 print(json.dumps({key: value for key, value in measured[-1].items() if key != "losses"}), flush=True)
             for peer in (peers or []) if shape == "1b" else []:
                 told = _run([sys.executable, str(PEER), "--tokenizer", str(tokenizer), "--model", str(model), peer])
-                measured.append({"who": peer, "shape": shape} | json.loads(told.strip().splitlines()[-1]))
+                got = json.loads(told.strip().splitlines()[-1])
+                speed = {"steady_tokens_per_s": got.pop("tokens_per_s"), "peak_memory_gb": got.pop("peak_GB")}
+                measured.append({"who": peer, "shape": shape} | speed | got)
                 print(json.dumps(measured[-1]), flush=True)
     result = record.Record(
         kind="speed",

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from . import chat, checkpoints, data, hardware, model, record
 from .errors import InputError, RunError
@@ -29,18 +30,21 @@ def fit(
     minutes: float | None = None,
     strict: bool = False,
     benchmarks: Path | None = None,
+    dataset: data.Dataset | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> record.Record:
     """Train the adapter that `recipe` describes into `out`; returns the run's record, which is also written there.
 
     `minutes` bounds the whole call; the learning rate has decayed to zero by then. `strict` makes a dropped or cut
-    row an InputError. `benchmarks` is a folder of evaluation files whose questions must not be trained on."""
+    row an InputError. `benchmarks` is a folder of evaluation files whose questions must not be trained on.
+    `dataset` is recipe.data, read already; `callbacks` watch the training (a sweep's pruning, say)."""
     began = time.monotonic()
     checkpoint = prepare_folder(out, recipe, resume)
     source = model.resolve(recipe.model)
     tokenizer = chat.load_tokenizer(source.path, source.hub_revision)
-    dataset = data.load(
-        recipe.data, recipe.rows, recipe.seed, data.benchmark_ngrams(benchmarks) if benchmarks else None
-    )
+    if dataset is None:
+        questions = data.benchmark_ngrams(benchmarks) if benchmarks else None
+        dataset = data.load(recipe.data, recipe.rows, recipe.seed, questions)
     rows = encode_rows(dataset, tokenizer, recipe.max_length)
     show_data(dataset, rows, tokenizer)
     if strict and (dataset.dropped or dataset.cut):
@@ -65,7 +69,7 @@ def fit(
         },
     )
     record.write(result, out / "record.json")
-    trainer = train(adapted, tokenizer, items, recipe, out, precision, checkpoint, began, minutes, result)
+    trainer = train(adapted, tokenizer, items, recipe, out, precision, checkpoint, began, minutes, callbacks, result)
     finish(trainer, result, out, time.monotonic() - began)
     return result
 
@@ -142,15 +146,18 @@ def train(
     checkpoint: Path | None,
     began: float,
     minutes: float | None,
+    callbacks: Sequence[TrainerCallback],
     result: record.Record,
 ) -> Trainer:
-    """Train by the best plan that fits into memory."""
+    """Train by the best plan that fits into memory; the plan goes into `result`."""
     steps = recipe.max_steps if recipe.max_steps > 0 else recipe.num_train_epochs * len(items) / recipe.batch_size
     base = adapted.get_base_model()
     options = plans(recipe, base.config, base.num_parameters(), steps * recipe.tokens_per_step)
     for plan in options:
         result.settings["plan"] = plan.as_dict()
         trainer = Trainer(adapted, tokenizer, items, recipe, plan, precision, out, began, minutes)
+        for callback in callbacks:
+            trainer.add_callback(callback)
         print(_announce(plan, recipe, precision, len(items)), flush=True)
         try:
             with trainer.stopping_gently():
