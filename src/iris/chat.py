@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import hub
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -34,10 +35,12 @@ class Encoded:
 
 
 def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer, with a pad token that is not its end-of-turn token and a chat template; InputError else."""
+    """The tokenizer of a folder, or of a Hub id at a commit, with a pad token that is not its end-of-turn token and a
+    chat template; InputError else."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+    folder = hub.snapshot(path, revision) if revision else path
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if tokenizer.chat_template is None:
         raise InputError(f"{path} has no chat template; choose an instruction-tuned model")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:

@@ -13,9 +13,11 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from . import hub
 from .errors import InputError
 from .poetry import verses
 from .record import digest_of
@@ -185,14 +187,10 @@ def _file_revision(path: Path) -> str | None:
 
 def _read_hub(hub_id: str) -> tuple[Iterator[Any], str | None]:
     import datasets
-    from huggingface_hub import HfApi
 
-    from .hub import said_plainly
-
-    with said_plainly(f"the data set {hub_id}"):
-        revision = HfApi().dataset_info(hub_id).sha
-        found = datasets.load_dataset(hub_id, split="train", revision=revision)
-    return iter(found), revision
+    commit = hub.revision(hub_id, "dataset")
+    load = partial(datasets.load_dataset, hub_id, split="train", revision=commit)
+    return iter(hub.patiently(f"the data set {hub_id}", load)), commit
 
 
 NGRAM = 13  # words; the length used for GPT-3's and lm-eval's decontamination

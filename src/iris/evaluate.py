@@ -186,7 +186,7 @@ def _model_args(source: Source, adapter: str | Path | None, precision: str) -> d
     """Arguments of lm-eval's HFLM."""
     return {
         "pretrained": source.path,
-        "revision": source.revision if source.path == source.id else "main",
+        "revision": source.hub_revision or "main",
         "peft": str(adapter) if adapter else None,
         "dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision],
         "chat_template_args": {"date_string": chat.TEMPLATE_DATE},

@@ -227,8 +227,8 @@ def write_vocabulary(writer: gguf.GGUFWriter, folder: Path) -> None:
     special = gguf.SpecialVocab(folder, load_merges=True)
     processor = read_json(folder / "tokenizer.json").get("post_processor") or {}
     if any(each.get("type") == "ByteLevel" for each in processor.get("processors", [processor])):
-        for name in ("bos", "eos"):  # the converter says so aloud; gguf 0.19.0 on the index does not yet
-            special.add_special_token.setdefault(name, False)
+        # the converter says so aloud, and first; gguf 0.19.0 on the index does not yet
+        special.add_special_token = {"bos": False, "eos": False} | special.add_special_token
     special.add_to_gguf(writer, quiet=True)
     if size == 49152:  # the converter's rule, made for Granite: it also says that SmolLM2 begins without a BOS
         writer.add_add_bos_token(False)

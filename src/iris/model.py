@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import embedded, hardware
+from . import embedded, hardware, hub
 from .errors import InputError
 from .hub import said_plainly
 from .recipe import Recipe, one_of
@@ -71,10 +71,9 @@ def _resolve_folder(folder: Path) -> Source:
 
 
 def _resolve_hub(hub_id: str) -> Source:
-    from huggingface_hub import HfApi
-
-    with said_plainly(f"the model {hub_id}"):
-        return Source(hub_id, hub_id, HfApi().model_info(hub_id).sha, None)
+    commit = hub.revision(hub_id)
+    hub.snapshot(hub_id, commit)  # now, with patience: from_pretrained finds all of it in the cache
+    return Source(hub_id, hub_id, commit, None)
 
 
 def load(source: Source, recipe: Recipe, precision: str) -> Any:

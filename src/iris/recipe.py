@@ -54,6 +54,7 @@ class Recipe:
     engine: str = "peft"  # peft (with Iris' fast layers) or unsloth
     compile: bool | None = None  # torch.compile; None: on a GPU, where the run is long enough to gain from it
     report_to: str = "none"
+    push_checkpoints: str | None = None  # USER/NAME of a private repository on the Hub
 
     @property
     def four_bit(self) -> bool:
@@ -116,7 +117,7 @@ def check(recipe: Recipe) -> Recipe:
 
 
 # What may differ between a run and its resumption.
-FREE_TO_CHANGE = ("save_steps", "report_to", "max_steps", "num_train_epochs")
+FREE_TO_CHANGE = ("save_steps", "report_to", "max_steps", "num_train_epochs", "push_checkpoints")
 
 
 def changes(recipe: Recipe, earlier: dict[str, Any]) -> list[str]:

@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, set_seed
 
-from . import chat, checkpoints, data, hardware, model, record
+from . import chat, checkpoints, data, hardware, model, push, record
 from .errors import InputError, RunError
 from .plan import Plan, plans
+from .push import CheckpointPusher
 from .recipe import Recipe, changes
-from .trainer import Trainer
+from .trainer import Push, Trainer
+
+LAST_UPLOAD = 600  # seconds that the end of a run waits for the last checkpoint to reach the Hub
 
 
 def fit(
@@ -40,6 +43,7 @@ def fit(
     `dataset` is recipe.data, read already; `callbacks` watch the training (a sweep's pruning, say)."""
     began = time.monotonic()
     checkpoint = prepare_folder(out, recipe, resume)
+    pusher = CheckpointPusher(recipe.push_checkpoints, out) if recipe.push_checkpoints else None
     source = model.resolve(recipe.model)
     tokenizer = chat.load_tokenizer(source.path, source.hub_revision)
     if dataset is None:
@@ -69,8 +73,13 @@ def fit(
         },
     )
     record.write(result, out / "record.json")
-    trainer = train(adapted, tokenizer, items, recipe, out, precision, checkpoint, began, minutes, callbacks, result)
-    finish(trainer, result, out, time.monotonic() - began)
+    watches = [*callbacks, *([Push(pusher)] if pusher else [])]
+    try:
+        trainer = train(adapted, tokenizer, items, recipe, out, precision, checkpoint, began, minutes, watches, result)
+        finish(trainer, result, out, time.monotonic() - began)
+    finally:
+        if pusher:
+            pusher.wait(LAST_UPLOAD if minutes is None else max(1.0, began + minutes * 60 - time.monotonic()))
     return result
 
 
@@ -83,6 +92,8 @@ def prepare_folder(out: Path, recipe: Recipe, resume: bool) -> Path | None:
     except OSError as error:
         raise InputError(f"{out} cannot be written to ({error.strerror}); choose another --out") from None
     earlier = out / "record.json"
+    if resume and recipe.push_checkpoints and not earlier.exists():
+        push.fetch_last(recipe.push_checkpoints, out)
     if not resume:
         if earlier.exists() or list(out.glob("checkpoint-*")):
             raise InputError(f"{out} holds a run already; add --resume to go on with it, or choose another --out")

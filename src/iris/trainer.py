@@ -21,6 +21,7 @@ from trl import SFTConfig, SFTTrainer
 from . import chat, checkpoints, fast, hardware, record
 from .loss import linear_cross_entropy
 from .plan import Plan
+from .push import CheckpointPusher
 from .recipe import Recipe
 
 SAVING_SECONDS = 5  # kept back from a time budget for saving the adapter
@@ -236,3 +237,18 @@ class Watch(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer.train_seconds = time.monotonic() - self.train_began
+
+
+class Push(TrainerCallback):
+    """Sends every sealed checkpoint to the Hub while training goes on."""
+
+    def __init__(self, pusher: CheckpointPusher) -> None:
+        self.pusher = pusher
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        folder = self.pusher.out / f"checkpoint-{state.global_step}"
+        if folder.exists():  # else it could not be saved, which was told
+            self.pusher.push(folder)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.pusher.poll()
