@@ -304,6 +304,8 @@ class Handler(BaseHTTPRequestHandler):
     def api(self, repo: Repo, verb: str, revision: str, rest: str) -> None:
         if verb in ("branch", "tag"):
             name = revision if verb == "branch" else json.loads(self.body or b"{}").get("tag", revision)
+            if verb == "tag" and name in repo.refs:
+                return self.refuse(409, "Tag reference exists already")
             start = repo.at(json.loads(self.body or b"{}").get("startingPoint", revision if verb == "tag" else "main"))
             repo.refs[name] = start[0] if start else repo.history[-1][0]
             return self.json({})

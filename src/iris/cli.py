@@ -103,6 +103,17 @@ def parser() -> Parser:
     one.add_argument("--quant", default="f16,q8_0", help="comma-separated (default: %(default)s)")
     one.add_argument("--out", type=Path, required=True, help="folder to write")
 
+    one = verb("publish", publish, "push an exported model, its card and the poetry room to the Hugging Face Hub")
+    one.add_argument("--export", type=Path, required=True, help="folder that `iris export` wrote")
+    one.add_argument("--repo", required=True, metavar="USER/NAME", help="the model's repository")
+    one.add_argument("--space", metavar="USER/NAME", help="push the room, too, to this Space")
+    one.add_argument("--public", action="store_true", help="for everyone to see (default: private)")
+    one.add_argument("--dry-run", type=Path, metavar="DIR", help="write it to this new folder instead")
+    one.add_argument(
+        "--results", type=Path, default=Path("results"), help="records for the card's tables (default: %(default)s)"
+    )
+    one.add_argument("--licence", type=Path, metavar="FILE", help="the text of the base's licence")
+
     one = verb("speed", speed, "measure training speed on random weights of the Llama-3 shapes")
     one.add_argument("what", choices=["train"], help="train: tokens/s, step time and memory by method on this GPU")
     one.add_argument("--tokenizer", type=Path, required=True, help="folder of a Llama-3 tokenizer")
@@ -190,6 +201,12 @@ def export(args: argparse.Namespace) -> None:
     from . import export as module
 
     module.export(args.run, args.out, [quant.strip() for quant in args.quant.split(",") if quant.strip()])
+
+
+def publish(args: argparse.Namespace) -> None:
+    from . import publish as module
+
+    module.publish(args.export, args.repo, args.space, args.public, args.dry_run, args.results, args.licence)
 
 
 def speed(args: argparse.Namespace) -> None:

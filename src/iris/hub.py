@@ -34,10 +34,10 @@ class PassingError(RunError):
         self.seconds = seconds
 
 
-def patiently(what: str, work: Callable[[], T]) -> T:
-    """work(), tried again where that helps: when the Hub limits requests, fails, breaks off or cannot be reached.
-    Ends as said_plainly does."""
-    for wait in (*WAITS, None):
+def patiently(what: str, work: Callable[[], T], waits: tuple[float, ...] | None = None) -> T:
+    """work(), tried again where that helps: when the Hub limits requests, fails, breaks off or cannot be reached;
+    `waits` (WAITS) are the seconds before each new try. Ends as said_plainly does."""
+    for wait in (*(WAITS if waits is None else waits), None):
         try:
             with said_plainly(what):
                 return work()
@@ -107,6 +107,9 @@ def _plain(what: str, error: Exception) -> InputError | RunError:
             return RunError(f"the disk is full, {what} does not fit; free some space or set HF_HOME to another disk")
     if isinstance(error, json.JSONDecodeError) or "Consistency check failed" in str(error):
         return PassingError(f"the Hub's answer about {what} was broken; try again in a while")
+    if "LFS batch API returned errors" in str(error):  # the reasons stand on the lines below
+        told = re.sub(r"hf_\w+", "hf_...", str(error).splitlines()[-1])
+        return InputError(f"the Hub does not take a file of {what}: {told}")
     told = _first_line(error)
     match type(
         error
@@ -143,6 +146,12 @@ def _refusal(what: str, response: httpx.Response) -> InputError | RunError:
         seconds = _asked_wait(response)
         how_long = f"{seconds:.0f} seconds" if seconds else "a few minutes"
         return PassingError(f"the Hub is limiting requests (429) for {what}; wait {how_long} and go on", seconds)
+    if status == 402:
+        return InputError(f"{what} needs a paid plan or more storage (402); see https://huggingface.co/pricing")
+    if status in (409, 412):
+        return PassingError(f"somebody else is changing {what} ({status}); try again in a while")
+    if status == 413:
+        return InputError(f"{what} has a file larger than the Hub takes (413); export smaller quantizations")
     if status >= 500 or status == 408:
         return PassingError(f"the Hub failed ({status}) on {what}; try again in a while", _asked_wait(response))
     return RunError(f"the Hub did not accept what was asked about {what} ({status}); update Iris, or report this")

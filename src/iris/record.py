@@ -116,9 +116,12 @@ def write_atomic(path: str | Path, content: bytes) -> None:
 
 def write(record: Record, path: str | Path) -> None:
     """Write the record as JSON with its digest as the last key."""
-    body = asdict(record)
-    body["digest"] = digest_of(body)
-    write_atomic(path, (json.dumps(body, indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomic(path, as_bytes(asdict(record)))
+
+
+def as_bytes(body: dict[str, Any]) -> bytes:
+    """A record's fields as the JSON that `read` takes, with its digest as the last key."""
+    return (json.dumps(body | {"digest": digest_of(body)}, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def read(path: str | Path) -> Record:

@@ -49,13 +49,18 @@ def results_table(groups: list[list[Scored]], records: list[Record], results: Pa
     """Scores with standard errors, differences from the base and verdicts; every setting that moves a score is said."""
     parts = []
     for group in groups:
-        tasks = [task for task in TASKS if any(task in one.record.tasks for one in group)]
-        parts += [_headline(group), _scores(group, tasks), *_findings(group), *_poetry(group)]
+        parts += group_tables(group)
     measured = {group[0].record.model["id"] for group in groups}
     absent = [[short(model), *[NOT_MEASURED] * 4] for model in EXPECTED if model not in measured]
     if absent:
-        parts.append(_markdown(["run", *list(TASKS.values())[:4]], absent))
+        parts.append(markdown(["run", *list(TASKS.values())[:4]], absent))
     return "\n\n".join(parts)
+
+
+def group_tables(group: list[Scored]) -> list[str]:
+    """One group of evaluations that can be compared: its settings, scores, findings and poetry."""
+    tasks = [task for task in TASKS if any(task in one.record.tasks for one in group)]
+    return [_headline(group), _scores(group, tasks), *_findings(group), *_poetry(group)]
 
 
 def _headline(group: list[Scored]) -> str:
@@ -93,7 +98,7 @@ def _scores(group: list[Scored], tasks: list[str]) -> str:
         means = one.comparison.means if one.comparison else ()
         line.append(_difference(means[0].difference, means[0].low, means[0].high) if means else "")
         rows.append(line)
-    return _markdown([*head, "mean difference<br>of the accuracies"], rows)
+    return markdown([*head, "mean difference<br>of the accuracies"], rows)
 
 
 def _findings(group: list[Scored]) -> list[str]:
@@ -141,7 +146,7 @@ def _poetry(group: list[Scored]) -> list[str]:
         rows.append(
             [one.record.name, *(_value(mine[n]["value"], mine[n]["stderr"]) if n in mine else "" for n in others)]
         )
-    return [_markdown(head, rows)]
+    return [markdown(head, rows)]
 
 
 def methods_table(groups: list[list[Scored]], records: list[Record], results: Path) -> str:
@@ -162,7 +167,7 @@ def methods_table(groups: list[list[Scored]], records: list[Record], results: Pa
         row += [f"{got['tokens_per_s']:,.0f}", f"{got['peak_memory_gb']:.1f} GB", one.settings["device"]]
         loss = f"{got['loss_first']:.3f} → {got['loss_last']:.3f}"
         rows.append([*row, loss, means.get(record.digest_of(one.adapter), NOT_MEASURED)])
-    return _markdown([*head, "device", "loss", "mean difference<br>of the accuracies"], rows)
+    return markdown([*head, "device", "loss", "mean difference<br>of the accuracies"], rows)
 
 
 def seed_table(groups: list[list[Scored]], records: list[Record], results: Path) -> str:
@@ -199,7 +204,7 @@ def seed_table(groups: list[list[Scored]], records: list[Record], results: Path)
     beyond = f"Beyond 1.96 s.e., and so clear of noise: {', '.join(clear) or 'nothing'}."
     return "\n\n".join(
         [
-            _markdown([*head, "mean difference,<br>recomputed", "the lab's own sum"], rows),
+            markdown([*head, "mean difference,<br>recomputed", "the lab's own sum"], rows),
             f"{SEED_NOTE} {beyond}",
         ]
     )
@@ -214,7 +219,7 @@ def speed_table(groups: list[list[Scored]], records: list[Record], results: Path
         table = [[_plain(row.get(key, "")) for key in keys] for row in rows]
         device = one.settings.get("device") or one.environment.get("device")
         parts.append(f"**{one.name}**: {one.model['id']}, {device}.")
-        parts.append(_markdown([key.replace("_per_s", "/s").replace("_", " ") for key in keys], table))
+        parts.append(markdown([key.replace("_per_s", "/s").replace("_", " ") for key in keys], table))
     return "\n\n".join(parts)
 
 
@@ -226,7 +231,7 @@ def export_table(groups: list[list[Scored]], records: list[Record], results: Pat
         method = (one.adapter or {}).get("method", "")
         files = ", ".join(f"{quant.upper()} {size / 1e6:,.0f} MB" for quant, size in sizes.items())
         rows.append([one.name, short(one.model["id"]), method, files, _time(one.measures["wall_seconds"])])
-    return _markdown(["export", "base", "method", "GGUF files", "time"], rows)
+    return markdown(["export", "base", "method", "GGUF files", "time"], rows)
 
 
 TABLES = {
@@ -238,7 +243,8 @@ TABLES = {
 }
 
 
-def _markdown(head: list[str], rows: list[list[str]]) -> str:
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A table, or "" where it has no rows."""
     if not rows:
         return ""
     lines = [head, ["-"] * len(head), *rows]
