@@ -114,8 +114,8 @@ def parser() -> Parser:
     )
     one.add_argument("--licence", type=Path, metavar="FILE", help="the text of the base's licence")
 
-    one = verb("speed", speed, "measure training speed on random weights of the Llama-3 shapes")
-    one.add_argument("what", choices=["train"], help="train: tokens/s, step time and memory by method on this GPU")
+    one = verb("speed", speed, "measure speed on random weights of the Llama-3 shapes")
+    one.add_argument("what", choices=["train", "infer"], help="train: on this GPU; infer: GGUF on this machine's cores")
     one.add_argument("--tokenizer", type=Path, required=True, help="folder of a Llama-3 tokenizer")
     one.add_argument("--shapes", default="1b", help="comma-separated, of 1b, 3b, 8b (default: %(default)s)")
     one.add_argument("--methods", default=",".join(recipe.METHODS), help="comma-separated (default: %(default)s)")
@@ -210,6 +210,11 @@ def publish(args: argparse.Namespace) -> None:
 
 
 def speed(args: argparse.Namespace) -> None:
+    if args.what == "infer":
+        from . import inference
+
+        inference.infer_speed(args.shapes.split(","), args.tokenizer, args.out)
+        return
     from . import speed as module
 
     module.train_speed(

@@ -39,9 +39,17 @@ def run(out: Path, results: Path, max_steps: int | None = None, limit: int | Non
 
     _say(5, "recite: the same requests to the base and to the tuned model")
     before, after = Poet(embedded.gguf(), n_parallel=1), Poet(gguf, n_parallel=1)
+    poems = []
     for form, theme in THEMES:
         print(f"\n  {form}: {theme}\n")
-        print(_beside(before.recite(theme, form, seed=SEED).text, after.recite(theme, form, seed=SEED).text))
+        left, right = (poet.recite(theme, form, seed=SEED).text for poet in (before, after))
+        print(_beside(left, right))
+        poems.append({"form": form, "theme": theme, "base": left, "tuned": right})
+    training = record.read(out / "record.json")
+    told = {"poems": poems, "training_seconds": training.measures["wall_seconds"]}
+    recital = record.Record("export", "recital", training.model, "finished", training.adapter, training.recipe)
+    recital.settings, recital.measures = {"seed": SEED, "file": gguf.name}, told
+    record.write(recital, records / "recital.json")
 
     minutes = (time.monotonic() - began) / 60
     print(f"\nDone in {minutes:.1f} minutes. Loss curve: {out / 'loss.png'}. Records: {records}.")

@@ -74,7 +74,13 @@ def write(folder: Path, path: Path, quant: str, name: str, progress: Callable[[i
     """Write the Hugging Face folder of a Llama model (16-bit safetensors) to `path` as `quant`; `name` becomes
     general.name; `progress` is told the bytes of each tensor written. InputError if config, tokenizer and weights
     disagree."""
-    tensors = plan(folder, quant)
+    write_tensors(plan(folder, quant), folder, path, quant, name, progress)
+
+
+def write_tensors(
+    tensors: list[Planned], folder: Path, path: Path, quant: str, name: str, progress: Callable[[int], object] = bool
+) -> None:
+    """Write `tensors` with the metadata and the vocabulary of `folder`, which needs config.json and a tokenizer."""
     logging.getLogger("gguf").setLevel(logging.ERROR)
     writer = gguf.GGUFWriter(path, arch="llama")
     total = sum(math.prod(tensor.shape) for tensor in tensors)

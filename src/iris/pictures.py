@@ -191,4 +191,24 @@ def draw_importance(shown: dict[str, Any]) -> Figure:
     return figure
 
 
-PICTURES = {"scores": draw_scores, "cost": draw_cost, "loss": draw_loss}
+def draw_quants(shown: Shown) -> Figure:
+    """Size, nearness to 16 bits and speed of every quantization; the chosen one is dark."""
+    figure, axes = _figure(1, 3, 9, 0.9 + 0.3 * len(shown))
+    panels = (("mb", "size (MB)"), ("bits", "bits a byte of held-out verses"), ("speed", "generation (tokens/s)"))
+    for ax, (key, label) in zip(axes, panels, strict=True):
+        colors = [ACCENT if one["default"] else LIGHT for one in shown]
+        values = [one[key] for one in shown]
+        if key == "bits":  # the differences are small: dots with standard errors, not bars from zero
+            for y, one in enumerate(shown):
+                ax.errorbar(one[key], y, xerr=one["stderr"], fmt="o", color=colors[y], markersize=6)
+        else:
+            ax.barh(range(len(shown)), values, color=colors, height=0.6)
+        ax.set_yticks(range(len(shown)), [one["quant"] for one in shown] if ax is axes[0] else [""] * len(shown))
+        ax.set_ylim(len(shown) - 0.4, -0.6)
+        ax.tick_params(axis="y", length=0)
+        ax.spines["left"].set_visible(False)
+        ax.set_xlabel(label)
+    return figure
+
+
+PICTURES = {"scores": draw_scores, "cost": draw_cost, "loss": draw_loss, "quants": draw_quants}

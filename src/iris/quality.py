@@ -4,9 +4,9 @@
 
 Against the 16-bit GGUF, on the held-out verses and through the engine itself: KL divergence, top-1 agreement and bits
 per byte; the form of the poems it writes (verse.judge); prompt and generation tokens/s, load time and memory, each in
-a fresh process. The rule: the fastest in generation whose poems are not measurably worse, that is, whose form scores
-(same requests, same seeds) are not below those of 16 bits at p < 0.05 (one-sided sign-flip test), and whose held-out
-verses take at most 1% more bits.
+a fresh process (inference.py). The rule: the fastest in generation whose poems are not measurably worse, that is,
+whose form scores (same requests, same seeds) are not below those of 16 bits at p < 0.05 (one-sided sign-flip test),
+and whose held-out verses take at most 1% more bits.
 """
 
 from __future__ import annotations
@@ -14,23 +14,21 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
-import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import record
+from . import inference, record
 from .compare import sign_flip
-from .errors import InputError, RunError
+from .errors import InputError
 from .gguf_file import QUANTS
 from .libllama import Model
 from .poet import Poet, cores
 from .poetry import verse
 from .poetry.verses import first_exchange, read_verses
+from .tables import quants_table
 
 FORMS = ("haiku", "limerick", "couplet", "quatrain")
 THEMES = "the sea,a baker,autumn rain,my old dog,the moon,a lost key,night trains,first snow,an empty chair,bees".split(
@@ -63,12 +61,12 @@ def measure(folder: Path, results: Path, seeds: int = 2, verses: int | None = No
             data={"id": "verses", "rows": len(rows), "fingerprint": record.digest_of([ids for ids, *_ in rows])},
             settings={"quant": quant, "file": path.name, "sha256": record.file_digest(path), "seeds": seeds},
             tasks={task: summary(task, columns) for task, columns in items.items()},
-            measures={"bytes": path.stat().st_size, "threads": cores()} | in_fresh_process(path),
+            measures={"bytes": path.stat().st_size, "threads": cores()} | inference.in_fresh_process(path),
         )
         record.write(result, results / f"{quant}.json")
         record.write_items(results / f"{quant}.json", items)
         records[quant] = result
-    chosen = {"default": choose(results), "rule": (__doc__ or "").rpartition("The rule: ")[2].strip()}
+    chosen = {"default": choose(results), "rule": " ".join((__doc__ or "").rpartition("The rule: ")[2].split())}
     record.write_atomic(results / "default.json", (json.dumps(chosen, indent=1) + "\n").encode())
     return records
 
@@ -141,44 +139,6 @@ def summary(task: str, columns: dict[str, list]) -> dict[str, Any]:
     return {"metric": task, "value": mean, "stderr": stderr, "n": n, "higher_is_better": better, "version": 1}
 
 
-def in_fresh_process(path: Path) -> dict[str, float]:
-    """`engine_speed` in a process of its own, so that its memory is its own. RunError if it fails."""
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from iris import quality; quality.print_speed(sys.argv[1])",
-        str(path),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RunError(f"the engine failed on {path}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def print_speed(path: str) -> None:
-    """Load the GGUF and print, as JSON: load_seconds, prompt and generation tokens/s (best of three, a prompt of 256
-    tokens and 64 written ones, one request at a time) and peak_memory_gb (the mapped file included)."""
-    import xllamacpp
-
-    began = time.perf_counter()
-    params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.verbosity, params.port = path, 512, -1, 0
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = cores()
-    params.fit_params = False
-    server = xllamacpp.Server(params)
-    measures = {"load_seconds": round(time.perf_counter() - began, 2)}
-    rng = np.random.default_rng(0)
-    timings = []
-    for _ in range(3):
-        prompt = rng.integers(1000, 20000, 256).tolist()
-        body = {"prompt": prompt, "n_predict": 64, "ignore_eos": True, "cache_prompt": False, "temperature": 0}
-        timings.append(server.handle_completions(body)["timings"])
-    measures["prompt_tokens_per_s"] = round(max(each["prompt_per_second"] for each in timings), 1)
-    measures["generation_tokens_per_s"] = round(max(each["predicted_per_second"] for each in timings), 1)
-    measures["peak_memory_gb"] = record.peak_memory_gb()
-    print(json.dumps(measures))
-
-
 def choose(results: Path) -> str:
     """The quantization that the rule picks among the records in `results`; 16 bits if no other passes."""
     found = {quant: results / f"{quant}.json" for quant in QUANTS if (results / f"{quant}.json").exists()}
@@ -203,23 +163,6 @@ def worse(reference: Path, path: Path) -> bool:
     return bool(difference.mean() < 0 and p / 2 < SIGNIFICANT)
 
 
-def table(records: dict[str, record.Record]) -> str:
-    """The records as a Markdown table, one row a quantization."""
-    lines = [
-        "|GGUF|MB|KL to 16-bit (nats)|same top-1|bits a byte|form score|prompt tok/s|generation tok/s|memory GB|",
-        "|-|-|-|-|-|-|-|-|-|",
-    ]
-    for quant, each in records.items():
-        tasks, took = each.tasks, each.measures
-        scores = [
-            f"{tasks[task]['value']:.{digits}f}" for task, digits in (("kl_divergence", 5), ("top1_agreement", 3))
-        ]
-        scores += [f"{tasks[t]['value']:.4f} ± {tasks[t]['stderr']:.4f}" for t in ("bits_per_byte", "poetry_form")]
-        speeds = [f"{took[name]}" for name in ("prompt_tokens_per_s", "generation_tokens_per_s", "peak_memory_gb")]
-        lines.append("|" + "|".join([quant, f"{took['bytes'] / 1e6:.0f}", *scores, *speeds]) + "|")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """The command line above."""
     parser = argparse.ArgumentParser(
@@ -230,7 +173,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="poems for each request (default: %(default)s)")
     parser.add_argument("--verses", type=int, default=None, help="how many held-out verses (default: all)")
     args = parser.parse_args()
-    print(table(measure(args.folder, args.results, args.seeds, args.verses)))
+    measure(args.folder, args.results, args.seeds, args.verses)
+    print(quants_table([], [], args.results.parent))
     print(f"default: {choose(args.results)}")
 
 

@@ -163,7 +163,11 @@ def read_items(path: str | Path) -> dict[str, dict[str, list[Any]]]:
 
 def peak_memory_gb() -> float:
     """Peak resident memory of this process so far, in GB (10^9 bytes)."""
+    status = Path("/proc/self/status")
+    if status.exists():  # not getrusage: its peak is inherited from the parent process
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return round(int(peak.split()[1]) * 1024 / 1e9, 3)
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e9, 3)
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak_bytes * (1 if sys.platform == "darwin" else 1024) / 1e9, 3)

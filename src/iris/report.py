@@ -7,6 +7,7 @@ told.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from . import compare, pictures, record
 from .errors import InputError, RunError
 from .record import Record
-from .tables import SEED, TABLES, TASKS, Scored, short
+from .tables import SEED, TABLES, TASKS, Scored, quants, short
 
 
 def report(results: Path = Path("results"), readme: Path = Path("README.md"), check: bool = False) -> None:
@@ -34,7 +35,7 @@ def report(results: Path = Path("results"), readme: Path = Path("README.md"), ch
         if written != after:
             stale.append(f"the table iris:{name} of {readme}")
         after = written
-    for name, shown in picture_data(groups, list(records.values())).items():
+    for name, shown in picture_data(groups, list(records.values()), results).items():
         if not pictures.is_current(results / f"{name}.png", name, shown):
             stale.append(str(results / f"{name}.png"))
             if not check:
@@ -82,7 +83,7 @@ def evaluations(records: dict[Path, Record]) -> list[list[Scored]]:
     return groups
 
 
-def picture_data(groups: list[list[Scored]], records: list[Record]) -> dict[str, list[dict[str, Any]]]:
+def picture_data(groups: list[list[Scored]], records: list[Record], results: Path) -> dict[str, list[dict[str, Any]]]:
     """What the pictures show, in JSON types: one entry a panel (scores), a run (cost) or a training (loss)."""
     scores, cost = [], []
     for group in groups:
@@ -113,7 +114,15 @@ def picture_data(groups: list[list[Scored]], records: list[Record]) -> dict[str,
         for one in records
         if one.kind == "training"
     ]
-    return {"scores": scores, "cost": cost, "loss": losses}
+    found = quants(results)
+    chosen = json.loads((results / "quants" / "default.json").read_text(encoding="utf-8"))["default"] if found else ""
+    files = [
+        {"quant": quant, "mb": one.measures["bytes"] / 1e6, "speed": one.measures["generation_tokens_per_s"]}
+        | {"bits": one.tasks["bits_per_byte"]["value"], "stderr": one.tasks["bits_per_byte"]["stderr"]}
+        | {"default": quant == chosen}
+        for quant, one in sorted(found.items(), key=lambda item: -item[1].measures["bytes"])
+    ]
+    return {"scores": scores, "cost": cost, "loss": losses, "quants": files}
 
 
 def _fill(text: str, name: str, table: Callable[[], str]) -> str:

@@ -35,14 +35,11 @@ PEER = Path(__file__).resolve().parents[2] / "bench" / "peer_training.py"
 T4_GB = 15.0
 
 
-def make_model(shape: str, tokenizer: Path, folder: Path, seed: int = 0) -> Path:
-    """A Hugging Face folder with bf16 random weights of a Llama-3 shape and the given tokenizer."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+def shape_config(shape: str) -> Any:
+    """transformers' configuration of a Llama-3 shape."""
+    from transformers import LlamaConfig
 
-    if (folder / "config.json").exists():
-        return folder
-    config = LlamaConfig(
+    return LlamaConfig(
         **SHAPES[shape],
         num_key_value_heads=8,
         vocab_size=128256,
@@ -59,6 +56,16 @@ def make_model(shape: str, tokenizer: Path, folder: Path, seed: int = 0) -> Path
             "original_max_position_embeddings": 8192,
         },
     )
+
+
+def make_model(shape: str, tokenizer: Path, folder: Path, seed: int = 0) -> Path:
+    """A Hugging Face folder with bf16 random weights of a Llama-3 shape and the given tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    if (folder / "config.json").exists():
+        return folder
+    config = shape_config(shape)
     torch.manual_seed(seed)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)

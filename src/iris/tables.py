@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from collections import defaultdict
@@ -223,10 +224,28 @@ def speed_table(groups: list[list[Scored]], records: list[Record], results: Path
     return "\n\n".join(parts)
 
 
+def poems_table(groups: list[list[Scored]], records: list[Record], results: Path) -> str:
+    """The same requests to a base and to its tuned model, side by side, unselected."""
+    parts = []
+    for one in (one for one in records if "poems" in one.measures):
+        minutes = one.measures["training_seconds"] / 60
+        head = ["asked for", f"{short(one.model['id'])} as it came", f"after {minutes:.0f} minutes of training"]
+        rows = [
+            [f"{each['form']}: {each['theme']}", *(_verse(each[who]) for who in ("base", "tuned"))]
+            for each in one.measures["poems"]
+        ]
+        parts.append(markdown(head, rows))
+    return "\n\n".join(parts)
+
+
+def _verse(text: str) -> str:
+    return "<br>".join(html.escape(line.strip()) for line in text.splitlines())
+
+
 def export_table(groups: list[list[Scored]], records: list[Record], results: Path) -> str:
     """The files of every export and their sizes in MB (10^6 bytes)."""
     rows = []
-    for one in (one for one in records if one.kind == "export"):
+    for one in (one for one in records if one.kind == "export" and "wall_seconds" in one.measures):
         sizes = {key[6:]: value for key, value in one.measures.items() if key.startswith("bytes_")}
         method = (one.adapter or {}).get("method", "")
         files = ", ".join(f"{quant.upper()} {size / 1e6:,.0f} MB" for quant, size in sizes.items())
@@ -234,7 +253,36 @@ def export_table(groups: list[list[Scored]], records: list[Record], results: Pat
     return markdown(["export", "base", "method", "GGUF files", "time"], rows)
 
 
+def quants_table(groups: list[list[Scored]], records: list[Record], results: Path) -> str:
+    """What each quantization of an export costs and saves (results/quants, by `python -m iris.quality`)."""
+    found = quants(results)
+    if not found:
+        return ""
+    head = ["GGUF", "MB", "KL to 16 bits (nats)", "same first choice", "bits a byte", "form score", "ends by itself"]
+    rows = []
+    for quant, one in sorted(found.items(), key=lambda item: -item[1].measures["bytes"]):
+        tasks, got = one.tasks, one.measures
+        row = [quant, f"{got['bytes'] / 1e6:.0f}", f"{tasks['kl_divergence']['value']:.4f}"]
+        row += [f"{tasks['top1_agreement']['value']:.3f}"]
+        row += [_value(tasks[t]["value"], tasks[t]["stderr"]) for t in ("bits_per_byte", "poetry_form")]
+        row += [f"{tasks['ends_by_itself']['value']:.1%} of {tasks['ends_by_itself']['n']}"]
+        rows.append([*row, *(_plain(got[key]) for key in ("prompt_tokens_per_s", "generation_tokens_per_s"))])
+        rows[-1].append(f"{got['peak_memory_gb']:.2f}")
+    chosen = json.loads((results / "quants" / "default.json").read_text(encoding="utf-8"))
+    threads = next(iter(found.values())).measures["threads"]
+    told = f"**{chosen['default']}** is what the rule picks: {chosen['rule']} Measured on {threads} cores."
+    return markdown([*head, "prompt tokens/s", "generation tokens/s", "memory GB"], rows) + "\n\n" + told
+
+
+def quants(results: Path) -> dict[str, Record]:
+    """The records of results/quants by quantization."""
+    files = [path for path in sorted((results / "quants").glob("*.json")) if path.stem != "default"]
+    return {path.stem: record.read(path) for path in files}
+
+
 TABLES = {
+    "quants": quants_table,
+    "poems": poems_table,
     "results": results_table,
     "methods": methods_table,
     "seed": seed_table,
