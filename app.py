@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ import gradio as gr  # noqa: E402
 
 from iris import embedded  # noqa: E402
 from iris.errors import InputError, RunError  # noqa: E402
-from iris.poet import LENGTHS, MOODS, Poem, Poet, clean_theme  # noqa: E402
-from iris.poetry.verse import FORMS, HAIKU, Line, judge  # noqa: E402
+from iris.leaf import leaf, shelf  # noqa: E402
+from iris.poet import LENGTHS, MOODS, Poet, clean_theme  # noqa: E402
+from iris.poetry.verse import FORMS  # noqa: E402
 from iris.room import SEATS, Progress, Room  # noqa: E402
 
 EXAMPLES = [
@@ -34,7 +36,7 @@ EXAMPLES = [
     ["the sea at night", "free"],
 ]
 KEPT = 12  # poems of a visit that the page remembers
-FORM_LABELS = [(form if form != "free" else "free verse", form) for form in FORMS]
+FORM_NAMES = {form: "free verse" if form == "free" else form for form in FORMS}
 
 
 def settings() -> dict[str, str]:
@@ -60,54 +62,6 @@ def model_file(name: str) -> Path:
         return Path(hf_hub_download(repo, file, revision=revision or None))
 
 
-# --- what the page shows ---------------------------------------------------------------------------------------------
-
-
-def _mark(line: Line, number: int, form: str) -> str:
-    """The mark beside a line: its syllables, and the letter of its rhyme."""
-    wanted = HAIKU[number] if form == "haiku" and number < len(HAIKU) else None
-    count = wanted if wanted in line.syllables else min(line.syllables)
-    off = " off" if form == "haiku" and wanted != count else ""
-    told = f"{count} syllables" + (f", rhyme {line.rhyme}" if line.rhyme else "")
-    shown = f"{count} {line.rhyme}".strip()
-    return f'<span class="mark{off}" role="img" aria-label="{told}" title="{told}">{shown}</span>'
-
-
-def sheet(title: str, text: str, note: str = "", busy: bool = False, poem: Poem | None = None, foot: str = "") -> str:
-    """The page of the book as HTML. Title and text are the visitor's and the model's: they are shown as text."""
-    verdict = judge(text, poem.form) if poem and text.strip() else None
-    stanzas, number = [], 0
-    for stanza in text.strip().split("\n\n"):
-        rows = []
-        for line in filter(str.strip, stanza.splitlines()):
-            mark = _mark(verdict.lines[number], number, verdict.form) if verdict and verdict.form != "free" else ""
-            words = html.escape(line.strip())
-            rows.append(f'<span class="line" data-text="{words}">{mark}{words}</span>')
-            number += 1
-        stanzas.append(f"<p>{''.join(rows)}</p>" if rows else "")
-    if verdict and not note:
-        name = "free verse" if verdict.form == "free" else f"a {verdict.form}"
-        note = f"<b>{name}, kept</b>" if verdict.keeps else f"not quite {name}: {html.escape(verdict.reasons[0])}"
-    body = "".join(stanzas) or (f'<p class="first">{note}</p>' if note else "")
-    note = note if "".join(stanzas) else ""
-    return (
-        f'<article class="sheet" aria-live="polite" aria-busy="{str(busy).lower()}"><h2>{html.escape(title)}</h2>'
-        f'<div class="verse">{body}</div><footer><span>{note}</span><span>{html.escape(foot)}</span></footer></article>'
-    )
-
-
-def earlier(poems: list[tuple[str, str, str]]) -> str:
-    """The last poems of this visit as HTML, newest first."""
-    if not poems:
-        return ""
-    rows = (
-        f"<details><summary><span>{html.escape(title)}</span><i>{html.escape(form)}</i></summary>"
-        f"<p>{html.escape(text)}</p></details>"
-        for title, form, text in poems
-    )
-    return f"<h3>Earlier in this visit</h3>{''.join(rows)}"
-
-
 def _waiting(place: int) -> str:
     return f"The room is full. You are number {place}; your poem begins by itself."
 
@@ -120,24 +74,33 @@ def _refusal(error: Exception) -> gr.Error:
     return gr.Error("Something went wrong here; try again.", print_exception=False)
 
 
-# --- the page --------------------------------------------------------------------------------------------------------
+class _Page(gr.Blocks):
+    """Blocks where a caller of /poem may leave out any value that has a default, also without gradio_client."""
+
+    def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
+        missing = block_fn.inputs[len(inputs) :]
+        if missing and not (inputs and block_fn.api_name == "poem"):
+            raise gr.Error("Too few values were sent; /poem needs a theme.", print_exception=False)
+        inputs.extend(each.value for each in missing)
 
 
 def page(room: Room, names: dict[str, str], foot: str) -> gr.Blocks:
     """The Blocks. names: what the page calls each of the room's voices. foot: HTML for the last line."""
-    with gr.Blocks(title="Iris, a poetry room", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
+    at_work: dict[str, object] = {}  # what each visitor's page is writing now
+
+    with _Page(title="Iris, a poetry room", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.HTML(
             "<header><h1>Iris</h1><p>a small language model that writes poems, on two CPU cores</p></header>",
             elem_id="head",
         )
-        poems = gr.State([])
+        kept = gr.State([])
         with gr.Row(elem_id="room"):
             with gr.Column(elem_id="controls"):
-                theme = gr.Textbox(
-                    label="A poem about", placeholder="the sea at night", lines=1, elem_id="theme", autofocus=True
+                theme = gr.Textbox(label="A poem about", placeholder="the sea at night", elem_id="theme")
+                form = gr.Radio(
+                    [(name, form) for form, name in FORM_NAMES.items()], value="haiku", label="Form", elem_id="form"
                 )
-                form = gr.Radio(FORM_LABELS, value="haiku", label="Form", elem_id="form")
-                with gr.Row(elem_classes="pair"):
+                with gr.Row(elem_id="pair"):
                     mood = gr.Dropdown([("any", ""), *((m, m) for m in MOODS)], value="", label="Mood")
                     length = gr.Dropdown([("any", ""), *((x, x) for x in LENGTHS)], value="", label="Length")
                 voice = gr.Radio(
@@ -148,27 +111,26 @@ def page(room: Room, names: dict[str, str], foot: str) -> gr.Blocks:
                     visible=len(names) > 1,
                 )
                 keep = gr.Checkbox(label="Keep the form", elem_id="keep")
-                with gr.Row(elem_id="act"):
-                    write = gr.Button("Write", variant="primary", elem_id="write")
-                    stop = gr.Button("Stop", interactive=False, elem_id="stop")
+                write = gr.Button("Write", variant="primary", elem_id="write")
                 with gr.Accordion("More", open=False, elem_id="more"):
                     seed = gr.Number(label="Seed (empty: a new one each time)", value=None, precision=0, minimum=0)
                     warmth = gr.Slider(0, 2, value=0.7, step=0.1, label="Temperature")
-                gr.Examples(EXAMPLES, [theme, form], label="Try", elem_id="tries")
             with gr.Column(elem_id="desk"):
                 with gr.Row(elem_id="tools"):
-                    another = gr.Button("Another", interactive=False, elem_id="another")
-                    copy = gr.Button("Copy", interactive=False, elem_id="copy")
-                    download = gr.Button("Download", interactive=False, elem_id="download")
-                leaf = gr.HTML(sheet("", "", "Say what it should be about, and press Write."), elem_id="sheet")
-                shelf = gr.HTML("", elem_id="earlier")
+                    stop, another, copy, download = (
+                        gr.Button(name, interactive=False, elem_id=name.lower())
+                        for name in ("Stop", "Another", "Copy", "Download")
+                    )
+                sheet = gr.HTML(leaf(note="Say what it should be about, and press Write."), elem_id="sheet")
+                earlier = gr.HTML("", elem_id="earlier")
+            with gr.Column(elem_id="tries"):
+                labels = [f"{about} · {FORM_NAMES[shape]}" for about, shape in EXAMPLES]
+                gr.Examples(EXAMPLES, [theme, form], label="Try", example_labels=labels)
         gr.HTML(f"<p>{foot}</p>", elem_id="foot")
 
-        def buttons(busy: bool, done: bool = False) -> dict[gr.Button, Any]:
-            ready = {tool: gr.update(interactive=done) for tool in (another, copy, download)}
-            return {write: gr.update(interactive=not busy), stop: gr.update(interactive=busy), **ready}
-
-        wish = [theme, form, mood, length, voice, keep, seed, warmth]
+        def buttons(busy: bool, written: bool) -> dict[gr.Button, Any]:
+            ready = {tool: gr.update(interactive=written and not busy) for tool in (another, copy, download)}
+            return {stop: gr.update(interactive=busy), **ready}
 
         async def compose(
             theme: str,
@@ -179,45 +141,67 @@ def page(room: Room, names: dict[str, str], foot: str) -> gr.Blocks:
             keep: bool,
             seed: int | None,
             temperature: float,
-            kept: list[tuple[str, str, str]],
+            poems: list[tuple[str, str, str]],
+            visitor: gr.Request,
+            pressed: gr.EventData,
         ) -> AsyncIterator[dict[Any, Any]]:
+            """The page while a poem is written. It ends early when the visitor stops it or begins the next one."""
+            session = visitor.session_hash or ""
+            at_work[session] = mine = object()
+            seed = None if pressed.target is another else seed
             now = Progress()
             try:
                 title = clean_theme(theme)
-                yield {leaf: sheet(title, "", "…", busy=True), **buttons(busy=True)}
-                async for now in room.write(theme, form, mood, length, voice, keep, seed, temperature):
-                    note = _waiting(now.place) if now.place else ""
-                    if not now.poem:
-                        yield {leaf: sheet(title, now.text, note or "…" * (not now.text), busy=True)}
+                yield {sheet: leaf(title, form=form, note="…", busy=True), **buttons(busy=True, written=False)}
+                async with aclosing(room.write(theme, form, mood, length, voice, keep, seed, temperature)) as writing:
+                    async for now in writing:
+                        if at_work.get(session) is not mine:
+                            break
+                        if not now.poem:
+                            note = _waiting(now.place) if now.place else "" if now.text else "…"
+                            yield {sheet: leaf(title, now.text, form=form, note=note, busy=True)}
             except Exception as error:
-                yield buttons(busy=False, done=bool(now.text))
-                raise _refusal(error) from None
-            if now.poem:
-                how = f"{names.get(voice, '')}{f', seed {seed}' if seed is not None else ''}"
-                kept = [(title, form, now.poem.text), *kept][:KEPT]
-                foot = f"{how} · {now.poem.seconds:.1f} s"
                 yield {
-                    leaf: sheet(title, now.poem.text, poem=now.poem, foot=foot),
-                    poems: kept,
-                    shelf: earlier(kept[1:]),
-                    **buttons(busy=False, done=True),
+                    sheet: leaf(note="Say it in another way, and press Write."),
+                    **buttons(busy=False, written=False),
                 }
+                raise _refusal(error) from None
+            finally:
+                stopped = session not in at_work
+                if at_work.get(session) is mine:
+                    del at_work[session]
+            if now.poem:
+                text, note = now.poem.text, ""
+                sown = f", seed {seed}" if seed is not None else ""
+                small = f"{names.get(voice, '')}{sown} · {now.poem.seconds:.1f} s"
+            elif stopped:
+                text, note, small = now.text, "stopped", ""
+            else:
+                return  # the next poem has taken the leaf
+            poems = [(title, form, text), *poems][:KEPT] if text.strip() else poems
+            yield {
+                sheet: leaf(title, text, form=form, note=note, foot=small, poem=now.poem),
+                kept: poems,
+                earlier: shelf(poems[1:] if text.strip() else poems),
+                **buttons(busy=False, written=bool(text.strip())),
+            }
 
-        outputs = [leaf, poems, shelf, write, stop, another, copy, download]
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        writing = gr.on(
-            [write.click, theme.submit],
+        wish = [theme, form, mood, length, voice, keep, seed, warmth]
+        gr.on(
+            [write.click, theme.submit, another.click],
             compose,
-            [*wish, poems],
-            outputs,
+            [*wish, kept],
+            [sheet, kept, earlier, stop, another, copy, download],
             concurrency_limit=None,
-            trigger_mode="once",
+            trigger_mode="multiple",
             **quiet,
         )
 
-        unseeded = [gr.State(None) if each is seed else each for each in wish]  # another: not the same poem again
-        more = another.click(compose, [*unseeded, poems], outputs, concurrency_limit=None, trigger_mode="once", **quiet)
-        stop.click(lambda: buttons(busy=False, done=True), None, outputs, cancels=[writing, more], queue=False, **quiet)
+        def halt(visitor: gr.Request) -> None:
+            at_work.pop(visitor.session_hash or "", None)
+
+        stop.click(halt, None, None, queue=False, **quiet)
         copy.click(None, js="() => window.iris.copy()", **quiet)
         download.click(None, js="() => window.iris.download()", **quiet)
 
@@ -247,11 +231,11 @@ def page(room: Room, names: dict[str, str], foot: str) -> gr.Blocks:
                 The poem, lines separated by line breaks. While the room is full, your place in the line.
             """
             try:
-                async for now in room.write(theme, form, mood, length, voice, keep_form, seed, temperature):
-                    if now.place:
-                        yield _waiting(now.place)
-                    elif now.text:
-                        yield now.poem.text if now.poem else now.text
+                wish = (theme, form, mood, length, voice, keep_form, seed, temperature)
+                async with aclosing(room.write(*wish)) as writing:
+                    async for now in writing:
+                        if text := _waiting(now.place) if now.place else now.poem.text if now.poem else now.text:
+                            yield text
             except Exception as error:
                 raise _refusal(error) from None
 

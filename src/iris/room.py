@@ -15,6 +15,8 @@ from .poet import Poem, Poet, request
 SEATS = 8  # poems written at a time; more would only make each of them crawl
 CANDIDATES = 4  # of "Keep the form", which takes as many seats
 LINE = 100  # visitors who may wait
+TICK = 0.04  # seconds between two looks at what has changed
+PULSE = 10  # ticks after which progress is given even if nothing has changed: only then it shows that a visitor left
 
 
 @dataclass(frozen=True)
@@ -51,24 +53,29 @@ class Room:
         poet = self.poets.get(voice or next(iter(self.poets))) if isinstance(voice, str) else None
         if poet is None:
             raise InputError(f"unknown voice {voice!r}; choose one of {', '.join(self.poets)}")
+        if not isinstance(theme, str):
+            raise InputError("the theme must be text")
+        if not isinstance(keep_form, bool):
+            raise InputError("keep_form must be true or false")
         if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**31):
             raise InputError("the seed must be a whole number from 0 to 2147483647, or empty")
         if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature <= 2:
             raise InputError("the temperature must be a number from 0 to 2")
         request(theme, form, mood, length)  # refuses what it cannot ask for before anybody has to wait
-        several = keep_form is True and form != "free"
+        several = keep_form and form != "free"
         async for place in self._seat(seats := CANDIDATES if several else 1):
             yield Progress(place)
         try:
             options: dict[str, Any] = {"mood": mood, "length": length, "seed": seed, "temperature": temperature}
             writing = _Writing((poet.keep_form if several else poet.stream)(theme, form, **options))
             try:
-                shown = None
+                shown, ticks = "", 0
                 while not writing.done.is_set():
-                    if writing.text != shown:
+                    if writing.text != shown or ticks % PULSE == 0:
                         shown = writing.text
                         yield Progress(text=shown)
-                    await asyncio.sleep(0.04)
+                    ticks += 1
+                    await asyncio.sleep(TICK)
             finally:
                 writing.stop()
         finally:
@@ -78,18 +85,19 @@ class Room:
         yield Progress(text=writing.text, poem=writing.poem)
 
     async def _seat(self, seats: int) -> AsyncGenerator[int, None]:
-        """Wait in the line until so many seats are free, and take them; yields one's place in it when that changes."""
+        """Wait in the line until so many seats are free, and take them; yields one's place in it."""
         if len(self._line) >= self._most:
             raise RunError(f"the room is full, you would be number {len(self._line) + 1}; come back in a few minutes")
         ticket = object()
         self._line.append(ticket)
         try:
-            told = 0
+            told, ticks = 0, 0
             while self._line[0] is not ticket or self._free < seats:
                 place = self._line.index(ticket) + 1
-                if place != told:
+                if place != told or ticks % PULSE == 0:
                     yield (told := place)
-                await asyncio.sleep(0.05)
+                ticks += 1
+                await asyncio.sleep(TICK)
             self._free -= seats
         finally:
             self._line.remove(ticket)
