@@ -134,6 +134,24 @@ def test_the_other_tables(lab):
     assert "F16 270 MB, Q8_0 144 MB" in table(text, "export")
 
 
+def test_quantizations_and_poems_have_their_tables(lab):
+    shutil.copytree(ROOT / "results" / "quants", lab / "results" / "quants")
+    given = {"form": "haiku", "theme": "rain", "base": "It rains a lot.\nYes.", "tuned": "<b>rain</b>\non | tin"}
+    told = {"poems": [given], "training_seconds": 240.0}
+    recital = record.Record("export", "recital", MODEL, "finished", measures=told)
+    record.write(recital, lab / "results" / "recital.json")
+    text = run(lab)
+    assert "| haiku: rain | It rains a lot.<br>Yes. | &lt;b&gt;rain&lt;/b&gt;<br>on / tin |" in table(text, "poems")
+    assert "after 4 minutes of training" in table(text, "poems")
+    assert "| q4_k_m | 105 |" in table(text, "quants") and "**q8_0** is what the rule picks" in table(text, "quants")
+    run(lab, check=True)
+    slower = record.read(lab / "results" / "quants" / "q4_0.json")
+    slower.measures["generation_tokens_per_s"] = 1.0
+    record.write(slower, lab / "results" / "quants" / "q4_0.json")
+    with pytest.raises(RunError, match=r"iris:quants .*quants.png are out of date"):
+        run(lab, check=True)
+
+
 def test_only_finished_full_records_enter(lab, capsys):
     before = run(lab)
     evaluation(lab / "results", "limited", 0.3, {"digest": "x"}, limit=50)

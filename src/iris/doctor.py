@@ -14,7 +14,9 @@ NEEDED = {  # verb -> the packages without which it does not run, and the extra 
     "train": (("torch", "transformers", "trl", "peft", "datasets"), "train"),
     "train --method qlora": (("bitsandbytes",), "gpu"),
     "evaluate": (("lm_eval", "torch", "peft"), "eval"),
+    "sweep": (("optuna",), "eval"),
     "export": (("gguf", "torch"), "train"),
+    "publish": (("huggingface_hub",), ""),
     "poem": (("xllamacpp",), ""),
     "app": (("gradio",), "app"),
 }
@@ -34,7 +36,7 @@ def examine() -> None:
     print(f"disk: {free:.0f} GB free here; models are kept in {embedded.cache()}")
     for verb, (packages, extra) in NEEDED.items():
         missing = [package for package in packages if not _installed(package)]
-        remedy = f"missing {', '.join(missing)}; pip install 'iris-poetry-lab[{extra}]'" if missing else "ready"
+        remedy = f"missing {', '.join(missing)}; pip install -e '.[{extra}]' in Iris' folder" if missing else "ready"
         print(f"{verb}: {remedy}")
     token = "a token is there" if os.environ.get("HF_TOKEN") or _token_file() else "none, fine for public models"
     print(f"Hugging Face login: {token}; methods: {', '.join(METHODS)}")
