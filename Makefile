@@ -11,6 +11,7 @@ test: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check src tests app.py
 	$(BIN)/mypy
+	$(BIN)/iris report --check
 	$(BIN)/pytest -n 2 --dist loadfile
 
 # The five notebooks for real, without a GPU: some minutes.

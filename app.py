@@ -20,6 +20,9 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # no request leaves the page, 
 sys.path.insert(0, str(HERE / "src"))  # in a Space the package is a folder, not installed
 
 import gradio as gr  # noqa: E402
+from gradio.route_utils import FnIndexInferError  # noqa: E402
+from starlette.requests import Request  # noqa: E402
+from starlette.responses import JSONResponse  # noqa: E402
 
 from iris import embedded  # noqa: E402
 from iris.errors import InputError, RunError  # noqa: E402
@@ -35,6 +38,7 @@ EXAMPLES = [
     ["letters never sent", "quatrain"],
     ["the sea at night", "free"],
 ]
+MISFITS = (TypeError, ValueError, KeyError, FnIndexInferError)  # what Gradio raises over an API call of the wrong shape
 KEPT = 12  # poems of a visit that the page remembers
 FORM_NAMES = {form: "free verse" if form == "free" else form for form in FORMS}
 
@@ -72,6 +76,11 @@ def _refusal(error: Exception) -> gr.Error:
         return gr.Error(text[0].upper() + text[1:] + ".", print_exception=False)
     print(f"iris: {error!r}", file=sys.stderr)
     return gr.Error("Something went wrong here; try again.", print_exception=False)
+
+
+def _misfit(request: Request, error: Exception) -> JSONResponse:
+    """The answer to a misfit. Gradio's own is a server error, and the call's words in the log."""
+    return JSONResponse({"error": "This call has the wrong shape; `Use via API` on the page shows the right one."}, 400)
 
 
 class _Page(gr.Blocks):
@@ -281,6 +290,7 @@ def open_room() -> tuple[gr.Blocks, dict[str, Any]]:
         "enable_monitoring": False,
         "run_history": False,
         "ssr_mode": False,
+        "app_kwargs": {"exception_handlers": dict.fromkeys(MISFITS, _misfit)},
     }
     return page(Room(poets), names, foot), options
 

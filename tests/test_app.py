@@ -234,7 +234,7 @@ def test_keep_the_form_marks_every_line(visit) -> None:
 
 def test_seed_gives_the_same_poem(visit) -> None:
     page = visit()
-    page.locator("#more button").click()
+    page.locator("#more .label-wrap").click()
     page.get_by_label("Seed").fill("7")
     ask(page, "rain")
     first = poem_on(page)
@@ -271,7 +271,7 @@ def test_phone(visit) -> None:
     poem_on(page)
     page.wait_for_function("document.querySelector('#sheet h2').getBoundingClientRect().top < innerHeight / 2")
     assert page.evaluate(fits)
-    for control in ("#write", "#copy", "#another", "#more button", "#form label", "#tries button"):
+    for control in ("#write", "#copy", "#another", "#more .label-wrap", "#form label", "#tries button"):
         box = page.locator(control).first.bounding_box()
         assert box["height"] >= 32, control
     page.locator("#theme textarea").fill("w" * 300)
@@ -324,7 +324,7 @@ def test_keyboard_only(visit) -> None:
 
 def test_every_control_has_a_name(visit) -> None:
     page = visit()
-    page.locator("#more button").click()
+    page.locator("#more .label-wrap").click()
     page.get_by_label("Temperature").first.wait_for()
     tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
     roles = {"button", "textbox", "combobox", "radio", "checkbox", "slider", "spinbutton", "group", "link", "heading"}
@@ -484,8 +484,12 @@ def test_no_file_can_be_read(server) -> None:
     assert httpx.post(f"{server.url}/gradio_api/upload", files={"files": ("a.txt", b"xx")}).status_code in (413, 400)
 
 
-def test_no_token_is_shown(server) -> None:
-    call(server.url, {"data": ["rain", "ode"]})
+def test_no_token_is_shown_and_no_word_kept(server) -> None:
+    words = "purple elephants"
+    for values in ([words], [words, "ode"], [words * 30], [words, 1, 2, 3, 4, 5, 6, 7, 8], [[words]]):
+        call(server.url, {"data": values})
+    call(server.url, {words: words}, path="/gradio_api/call/v2/poem")
+    assert words not in server.log.read_text()
     told = [httpx.get(server.url + path).text for path in ("/", "/config", "/gradio_api/info", "/theme.css")]
     assert TOKEN not in "".join(told) + server.log.read_text()
     # /proc/PID/environ keeps what a process was started with; what the process itself can give away is os.environ
@@ -567,7 +571,7 @@ def test_two_thousand_malformed_calls(server) -> None:
     def send(path: str, body: object) -> None:
         client = getattr(local, "client", None)
         if client is None:
-            client = local.client = httpx.Client(timeout=10)
+            client = local.client = httpx.Client(timeout=10, limits=httpx.Limits(max_keepalive_connections=0))
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         began = time.perf_counter()
         told = client.post(
@@ -579,7 +583,8 @@ def test_two_thousand_malformed_calls(server) -> None:
             event = answer.strip().split("\n\n")[-1]
         if time.perf_counter() - began > 2:
             slow.append((path, body))
-        if told.status_code >= 500 or event.startswith("event: complete"):
+        written = "poem" in path and event.startswith("event: complete")
+        if told.status_code >= 500 or written:
             broken.append((path, body, told.status_code, event))
 
     with ThreadPoolExecutor(8) as senders:
@@ -600,7 +605,8 @@ def test_two_thousand_malformed_calls(server) -> None:
 
         batch()
     assert counted >= 2000
-    assert slow == [] and broken == []
+    assert slow == []
+    assert broken == []
     assert call(server.url, {"data": ["rain"]})[1] == "complete"
     assert server.process.poll() is None
 

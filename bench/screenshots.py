@@ -1,0 +1,58 @@
+"""The pictures of the room in results/: python bench/screenshots.py [--url http://127.0.0.1:7860] [--theme ...]
+
+Opens the page of a running room in Chromium, lets it write a poem that keeps its form, and takes a picture in light, in
+dark and on a phone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+DESK = {"width": 1280, "height": 940}
+VIEWS = {
+    "light": {"viewport": DESK, "color_scheme": "light"},
+    "dark": {"viewport": DESK, "color_scheme": "dark"},
+    "phone": {
+        "viewport": {"width": 390, "height": 844},
+        "device_scale_factor": 2,
+        "is_mobile": True,
+        "has_touch": True,
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Take the pictures of the room.")
+    parser.add_argument("--url", default="http://127.0.0.1:7860")
+    parser.add_argument("--theme", default="the sea at night")
+    parser.add_argument("--form", default="quatrain")
+    parser.add_argument("--seed", default="1")
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--chromium", default="/usr/bin/chromium")
+    args = parser.parse_args()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox", "--disable-gpu"])
+        for name, options in VIEWS.items():
+            page = browser.new_context(**options).new_page()
+            page.goto(args.url)
+            page.locator("#more .label-wrap").click()
+            page.get_by_label("Seed").fill(args.seed)
+            page.locator("#more .label-wrap").click()
+            page.locator("#keep input").check()
+            page.locator("#form").get_by_role("radio", name=args.form).check(force=True)
+            page.locator("#theme textarea").fill(args.theme)
+            page.locator("#write").click()
+            page.wait_for_selector("#sheet [aria-busy=false] .line", timeout=120_000)
+            page.wait_for_timeout(1500)  # until a phone has scrolled
+            page.evaluate("document.activeElement.blur()")
+            path = args.out / f"room-{name}.png"
+            page.screenshot(path=path)
+            print(f"{path} {path.stat().st_size / 1000:.0f} kB: {page.locator('#sheet footer').inner_text()!r}")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
