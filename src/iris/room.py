@@ -15,7 +15,7 @@ from .poet import Poem, Poet, request
 SEATS = 8  # poems written at a time; more would only make each of them crawl
 CANDIDATES = 4  # of "Keep the form", which takes as many seats
 LINE = 100  # visitors who may wait
-TICK = 0.12  # seconds between two looks at what has changed; each costs the engine some of its time
+TICK = 0.08  # seconds between two looks at what has changed; each costs the engine some of its time
 PULSE = 5  # ticks after which progress is given even if nothing has changed: only then it shows that a visitor left
 
 
