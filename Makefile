@@ -18,7 +18,7 @@ test: .venv/test
 notebooks: .venv/test
 	$(BIN)/pytest -m notebooks tests/test_notebooks_run.py
 
-# What the Space ships, in a fresh environment: two minutes.
+# The long tests: the official converter, the Space in a fresh environment, killed sweeps, malformed calls.
 slow: .venv/test
 	$(BIN)/pytest -m slow
 

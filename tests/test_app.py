@@ -564,6 +564,7 @@ NONSENSE = st.one_of(
 )
 
 
+@pytest.mark.slow
 def test_two_thousand_malformed_calls(server) -> None:
     slow, broken, counted = [], [], 0
     local = threading.local()

@@ -132,6 +132,7 @@ def ours(tmp_path_factory, small_model, adapter, plain):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["hellaswag", "arc_challenge", "truthfulqa_mc2"])
 def test_scores_equal_the_plain_command_item_by_item(plain, ours, task):
     theirs, results = plain

@@ -284,6 +284,7 @@ def contents(path: Path) -> tuple[dict, dict]:
     return fields, {tensor.name: (tensor.tensor_type, tuple(tensor.shape), digest(tensor)) for tensor in reader.tensors}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "kind"), [("smollm2", "f16"), ("smollm2", "bf16"), ("smollm2", "q8_0"), ("tiny_llama", "f16")]
 )
@@ -300,6 +301,7 @@ def test_gguf_is_the_official_converters(
     assert record.file_digest(tmp_path / "ours.gguf") == record.file_digest(theirs)
 
 
+@pytest.mark.slow
 def test_merged_model_converts_as_officially(exported: Path, converter: Path, tmp_path: Path) -> None:
     ours = next(exported.glob("*-F16.gguf"))
     theirs = convert(converter, exported / "merged", tmp_path / "theirs.gguf", "f16", ours.stem.removesuffix("-F16"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -139,3 +141,11 @@ def test_closing_frees_the_slots_within_a_second(poet: Poet) -> None:
     took = time.perf_counter() - started
     poet._free.release(4)
     assert took < 1
+
+
+def test_an_engine_that_is_let_go_at_once_does_not_hang() -> None:
+    """Its destructor waits for a loop that may not have begun."""
+    code = (
+        "from iris.poet import Poet; from iris import embedded\nfor _ in range(6): Poet(embedded.gguf(), n_parallel=1)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

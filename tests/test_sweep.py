@@ -349,6 +349,7 @@ def until(condition, seconds=60):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_grid_and_one_takes_over_from_the_other_when_it_is_killed(rows, tmp_path):
     workers = [start(rows, tmp_path, 0.06) for _ in range(2)]
     try:
@@ -386,6 +387,7 @@ def test_two_workers_share_a_grid_and_one_takes_over_from_the_other_when_it_is_k
     )
 
 
+@pytest.mark.slow
 def test_a_training_killed_in_the_middle_is_run_again_once(asked, rows, tiny_model, tmp_path):
     source = f"""
         import sys

@@ -256,6 +256,7 @@ def report(args: argparse.Namespace) -> None:
 def poem(args: argparse.Namespace) -> None:
     from . import embedded, poet
 
+    poet.request(args.theme, args.form)  # a mistake is told before the model is loaded
     written = poet.Poet(args.model or embedded.gguf()).stream(args.theme, args.form, seed=args.seed)
     for piece in written:
         print(piece, end="", flush=True)

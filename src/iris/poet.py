@@ -134,6 +134,8 @@ class Poet:
             raise RunError(
                 f"{gguf} could not be loaded: it is damaged or not a model for text; fetch it again"
             ) from None
+        # The engine may be let go only once its loop runs: until then its destructor would wait for ever.
+        self._server.handle_completions({"prompt": [1], "n_predict": 1})
         if threading.current_thread() is threading.main_thread():
             # llama.cpp has taken SIGINT and SIGTERM for itself; without this Ctrl-C would never reach Python
             for number in (signal.SIGINT, signal.SIGTERM):
