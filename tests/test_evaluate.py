@@ -149,6 +149,7 @@ def test_scores_equal_the_plain_command_item_by_item(plain, ours, task):
     assert entry["n"] == ITEMS
 
 
+@pytest.mark.slow
 def test_mmlu_stem_is_the_group_as_lm_eval_aggregates_it(plain, ours):
     theirs, _ = plain
     subjects = {task: lines for task, lines in theirs.items() if task.startswith("mmlu_")}
