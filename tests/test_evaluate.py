@@ -19,6 +19,7 @@ import torch
 from iris import benchmarks, chat, evaluate, record
 from iris.errors import InputError, RunError
 from iris.evaluate import evaluate as run
+from iris.model import Source
 
 ITEMS = 100
 SUBJECT_ITEMS = 6  # of each of the 19 subjects of mmlu_stem
@@ -350,7 +351,7 @@ def test_names_of_bases_agree_across_owners_and_quantized_copies():
 
 
 def test_the_template_date_is_pinned():
-    source = type("Source", (), {"id": "a/b", "path": "a/b", "revision": "abc"})
+    source = Source("a/b", "a/b", "abc", None)
     arguments = evaluate._model_args(source, None, "bf16")
     assert arguments["chat_template_args"] == {"date_string": chat.TEMPLATE_DATE}
     assert arguments["revision"] == "abc" and arguments["dtype"] == "bfloat16"
