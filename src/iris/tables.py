@@ -239,7 +239,7 @@ def poems_table(groups: list[list[Scored]], records: list[Record], results: Path
 
 
 def _verse(text: str) -> str:
-    return "<br>".join(html.escape(line.strip()) for line in text.splitlines())
+    return "<br>".join(html.escape(line.strip(), quote=False) for line in text.splitlines())
 
 
 def export_table(groups: list[list[Scored]], records: list[Record], results: Path) -> str:
