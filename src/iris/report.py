@@ -7,7 +7,6 @@ told.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -114,13 +113,12 @@ def picture_data(groups: list[list[Scored]], records: list[Record], results: Pat
         for one in records
         if one.kind == "training"
     ]
-    found = quants(results)
-    chosen = json.loads((results / "quants" / "default.json").read_text(encoding="utf-8"))["default"] if found else ""
+    found, default = quants(results)
     files = [
         {"quant": quant, "mb": one.measures["bytes"] / 1e6, "speed": one.measures["generation_tokens_per_s"]}
         | {"bits": one.tasks["bits_per_byte"]["value"], "stderr": one.tasks["bits_per_byte"]["stderr"]}
-        | {"default": quant == chosen}
-        for quant, one in sorted(found.items(), key=lambda item: -item[1].measures["bytes"])
+        | {"default": quant == default["default"]}
+        for quant, one in found.items()
     ]
     return {"scores": scores, "cost": cost, "loss": losses, "quants": files}
 

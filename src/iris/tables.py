@@ -255,12 +255,12 @@ def export_table(groups: list[list[Scored]], records: list[Record], results: Pat
 
 def quants_table(groups: list[list[Scored]], records: list[Record], results: Path) -> str:
     """What each quantization of an export costs and saves (results/quants, by `python -m iris.quality`)."""
-    found = quants(results)
+    found, default = quants(results)
     if not found:
         return ""
     head = ["GGUF", "MB", "KL to 16 bits (nats)", "same first choice", "bits a byte", "form score", "ends by itself"]
     rows = []
-    for quant, one in sorted(found.items(), key=lambda item: -item[1].measures["bytes"]):
+    for quant, one in found.items():
         tasks, got = one.tasks, one.measures
         row = [quant, f"{got['bytes'] / 1e6:.0f}", f"{tasks['kl_divergence']['value']:.4f}"]
         row += [f"{tasks['top1_agreement']['value']:.3f}"]
@@ -268,16 +268,20 @@ def quants_table(groups: list[list[Scored]], records: list[Record], results: Pat
         row += [f"{tasks['ends_by_itself']['value']:.1%} of {tasks['ends_by_itself']['n']}"]
         rows.append([*row, *(_plain(got[key]) for key in ("prompt_tokens_per_s", "generation_tokens_per_s"))])
         rows[-1].append(f"{got['peak_memory_gb']:.2f}")
-    chosen = json.loads((results / "quants" / "default.json").read_text(encoding="utf-8"))
     threads = next(iter(found.values())).measures["threads"]
-    told = f"**{chosen['default']}** is what the rule picks: {chosen['rule']} Measured on {threads} cores."
+    told = f"**{default['default']}** is what the rule picks: {default['rule']} Measured on {threads} cores."
     return markdown([*head, "prompt tokens/s", "generation tokens/s", "memory GB"], rows) + "\n\n" + told
 
 
-def quants(results: Path) -> dict[str, Record]:
-    """The records of results/quants by quantization."""
+def quants(results: Path) -> tuple[dict[str, Record], dict[str, str]]:
+    """The records of results/quants by quantization, the largest file first, and {"default", "rule"}: which one the
+    rule picks; both empty where nothing was measured."""
     files = [path for path in sorted((results / "quants").glob("*.json")) if path.stem != "default"]
-    return {path.stem: record.read(path) for path in files}
+    found = {path.stem: record.read(path) for path in files}
+    if not found:
+        return {}, {}
+    by_size = sorted(found.items(), key=lambda item: -item[1].measures["bytes"])
+    return dict(by_size), json.loads((results / "quants" / "default.json").read_text(encoding="utf-8"))
 
 
 TABLES = {
