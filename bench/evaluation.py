@@ -1,7 +1,7 @@
 """The four complete benchmarks of a random model of Llama-3.2-1B's shape, timed on this GPU: `iris evaluate` beside the
 plain `lm_eval --model hf --batch_size auto`, one after the other, each in a fresh process.
 
-    python bench/evaluation.py --tokenizer DIR --data-dir DIR --out results/speed-evaluate.json
+    python bench/evaluation.py --tokenizer DIR --data-dir DIR --out results/speed/evaluate-h100.json
 
 The plain command reads the same local files: `datasets.load_dataset` answers it from there, nothing else is changed.
 """

@@ -6,6 +6,7 @@ its manifest is written, so that one cut in half by a kill is passed over.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -177,9 +178,11 @@ def train(
         except torch.OutOfMemoryError:
             if trainer.losses or plan is options[-1]:
                 raise RunError("the GPU ran out of memory; lower max_length, or use --method qlora") from None
-            print("that does not fit into memory; trying with less at a time", flush=True)
-            del trainer
-            torch.cuda.empty_cache()
+        # Not in the handler: there the error's trace still holds the tensors of the step that failed.
+        print("that does not fit into memory; trying with less at a time", flush=True)
+        del trainer
+        gc.collect()
+        torch.cuda.empty_cache()
     raise AssertionError("plans() gives at least one plan")
 
 
