@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 from iris import benchmarks, hardware, record, speed
+from iris.evaluate import METRIC
 
-TASKS = ["hellaswag", "arc_challenge", "mmlu_stem", "truthfulqa_mc2"]
-METRICS = {"hellaswag": "acc_norm", "arc_challenge": "acc_norm", "mmlu_stem": "acc", "truthfulqa_mc2": "acc"}
+TASKS = list(benchmarks.DATA)
 
 
 def plain(model: str, data_dir: str, out: str) -> None:
@@ -62,7 +62,7 @@ def main() -> None:
         seconds = round(time.monotonic() - begin, 1)
         (told,) = folder.rglob("results_*.json")
         results = json.loads(told.read_text())["results"]
-        each = {task: {"value": results[task][METRICS[task] + ",none"]} for task in TASKS}
+        each = {task: {"value": results[task][METRIC[task] + ",none"]} for task in TASKS}
         rows.append({"who": "lm_eval --batch_size auto", "seconds": seconds, "tasks": each})
         print(json.dumps(rows[-1]), flush=True)
     result = record.Record(
