@@ -160,6 +160,8 @@ def run(job: dict[str, Any], say: Callable[..., None]) -> None:
         _use_local_data(job["data_dir"])
     with said_plainly(f"the model {job['model_args']['pretrained']}"):
         lm = SharedContextLM(**job["model_args"], device=job["device"], batch_size=1)
+    # lm-eval compiles a task's templates again for every item, and maps a data set every time it looks at it
+    lm_eval.utils.env.from_string = lru_cache(lm_eval.utils.env.from_string)
     folders = [Path(lm_eval.__file__).parent / "tasks" / source[3] for source in DATA.values()]
     manager = TaskManager(include_path=[TASKS, *folders], include_defaults=False)
     for task in job["tasks"]:
@@ -168,6 +170,9 @@ def run(job: dict[str, Any], say: Callable[..., None]) -> None:
         begin = time.monotonic()
         with said_plainly(f"{name}'s data" + ("" if job["data_dir"] else " (no --data-dir is given)")):
             loaded = manager.load([name])
+        for one in loaded["tasks"].values():
+            if one.config.process_docs:
+                one.config.process_docs = lru_cache(one.config.process_docs)
 
         def attempt(batch_size: int, task: dict[str, Any] = task, loaded: Any = loaded) -> dict[str, Any]:
             lm.batch_size_per_gpu = batch_size

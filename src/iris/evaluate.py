@@ -37,7 +37,7 @@ METRIC = {
 GROUPS = {"poetry": ("poetry_verses", "poetry_form")}
 SEEDS = {"python": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}  # lm-eval's own defaults
 DECISIVE = ("torch", "transformers", "peft", "lm_eval")  # packages whose version may move a score
-BATCH_SIZE = {"cpu": 16, "cuda": 128}  # continuations, or poems
+BATCH_SIZE = {"cpu": 16, "cuda": 1024}  # continuations (fewer where they are long), or poems
 
 
 def evaluate(
@@ -197,7 +197,7 @@ def _run(job: dict[str, Any]) -> float:
     """Run the job in a fresh process (see benchmarks.py); its peak memory in GB. RunError says what was kept."""
     command = [sys.executable, "-m", benchmarks.__name__]
     # In a session of its own Ctrl-C reaches this process alone, which then ends the other.
-    quiet = {"LMEVAL_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "false"}
+    quiet = {"LMEVAL_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "true"}
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,

@@ -3,18 +3,22 @@
 lm-eval runs a multiple-choice item once an answer: the context is computed four to eight times. Here a row holds the
 context once and its continuations after it, each at the positions it would have alone, and each attending to the
 context and to itself only. The head is applied to the positions that are scored and to no others, so that the logits
-of whole prompts never exist. The scores are the same sums of the same log-probabilities.
+of whole prompts never exist. The scores are the same sums of the same log-probabilities. Texts are tokenized in one
+parallel call, each once: lm-eval tokenizes a context again for every continuation, one text at a time.
 """
 
 from __future__ import annotations
 
 from itertools import groupby
+from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import has_bos_prefix
 from tqdm import tqdm
 
 HEAD_ROWS = 1024  # positions whose logits exist at one time
+BATCH_TOKENS = 32768  # of a batch, padding included: enough for any GPU, and a bound on its memory
 
 # ((context, continuation), context ids, continuation ids), as lm-eval makes it
 Request = tuple[tuple[str, str], list[int], list[int]]
@@ -22,7 +26,27 @@ Score = tuple[float, bool]  # log-likelihood in nats, whether greedy decoding wo
 
 
 class SharedContextLM(HFLM):
-    """HFLM for decoder-only models; a batch holds at most `batch_size` continuations, and one context at the least."""
+    """HFLM for decoder-only models; a batch holds at most `batch_size` continuations and BATCH_TOKENS tokens, and one
+    context at the least."""
+
+    _encoded: dict[str, list[int]] = {}  # noqa: RUF012 (replaced, never changed)
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Score]:
+        """lm-eval's own, with the texts it is going to tokenize tokenized beforehand."""
+        pairs = [request.args for request in requests if request.args[0]]
+        texts = {text for context, answer in pairs for text in (context + answer, context.rstrip())}
+        bos = self.tokenizer.decode(self.prefix_token_id)
+        plain = [text for text in texts if not has_bos_prefix(text, bos)]
+        special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
+        found = self.tokenizer(plain, **special)["input_ids"] if plain else []
+        self._encoded = dict(zip(plain, found, strict=True))
+        return super().loglikelihood(requests, disable_tqdm)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, *args: Any, **kwargs: Any) -> list[int]:
+        """Token ids of a text, as lm-eval's own."""
+        if add_special_tokens is None and not args and not kwargs and string in self._encoded:
+            return self._encoded[string]
+        return list(super().tok_encode(string, add_special_tokens, *args, **kwargs))
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
@@ -37,11 +61,10 @@ class SharedContextLM(HFLM):
             scores |= dict(zip(too_long, found, strict=True))
         rest = sorted(set(range(len(requests))) - scores.keys(), key=lambda i: requests[i][1])
         groups = [list(group) for _, group in groupby(rest, key=lambda i: requests[i][1])]
-        groups.sort(
-            key=lambda group: -self._row_length([requests[i] for i in group])
-        )  # if memory is short, know it now
+        lengths = {group[0]: self._row_length([requests[i] for i in group]) for group in groups}
+        groups.sort(key=lambda group: -lengths[group[0]])  # if memory is short, know it now
         with tqdm(total=len(rest), disable=disable_tqdm or self.rank != 0, desc="Scoring continuations") as bar:
-            for batch in self._batches(groups):
+            for batch in self._batches(groups, lengths):
                 found = self._score([[requests[i] for i in group] for group in batch])
                 numbers = [i for group in batch for i in group]
                 scores |= dict(zip(numbers, found, strict=True))
@@ -52,15 +75,20 @@ class SharedContextLM(HFLM):
     def _row_length(group: list[Request]) -> int:
         return len(group[0][1]) + sum(len(answer) - 1 for _, _, answer in group)
 
-    def _batches(self, groups: list[list[int]]) -> list[list[list[int]]]:
+    def _batches(self, groups: list[list[int]], lengths: dict[int, int]) -> list[list[list[int]]]:
+        """Groups that come longest first, in batches; `lengths` are those of their rows, by a group's first number."""
         batches: list[list[list[int]]] = []
-        room = 0
+        answers = width = 0
         for group in groups:
-            if len(group) > room:
+            if (
+                not batches
+                or answers + len(group) > self.batch_size
+                or (len(batches[-1]) + 1) * width > BATCH_TOKENS
+            ):
                 batches.append([])
-                room = int(self.batch_size)
+                answers, width = 0, lengths[group[0]]
             batches[-1].append(group)
-            room -= len(group)
+            answers += len(group)
         return batches
 
     @torch.no_grad()
