@@ -11,7 +11,8 @@ from typing import Any
 from . import hardware
 from .recipe import Recipe
 
-COMPILE_TOKENS = 3e6  # compiling costs 5 to 20 s and saves 5 s a million tokens (1B on an H100)
+COMPILE_SECONDS = 15.0  # what compiling costs; on an H100 it saves 5 s a million tokens with a 1B, and of a small
+SAVED_A_TOKEN, SAVED_A_LAYER = 5e-6, 0.01  # step most of the time that launching its kernels takes, layer by layer
 LOGITS_GB = 2.0  # the loss's chunk of logits, its gradient and the kernels' own workspace
 
 
@@ -36,7 +37,8 @@ def plans(recipe: Recipe, config: Any, parameters: float, tokens: float, memory_
     if hardware.device() == "cpu":
         return [Plan(1, False, False)]
     memory = memory_gb if memory_gb is not None else hardware.gpu_memory_gb()
-    compiled = hardware.is_ampere() and tokens >= COMPILE_TOKENS if recipe.compile is None else recipe.compile
+    saved = max(tokens * SAVED_A_TOKEN, tokens / recipe.tokens_per_step * config.num_hidden_layers * SAVED_A_LAYER)
+    compiled = hardware.is_ampere() and saved > COMPILE_SECONDS if recipe.compile is None else recipe.compile
     sizes = [size for size in range(recipe.batch_size, 0, -1) if recipe.batch_size % size == 0]
     ordered = [Plan(size, checkpointing, compiled) for checkpointing in (False, True) for size in sizes]
     # A micro-batch of 8,192 tokens keeps an H100 at 94% of its best rate: rather that than computing everything twice.
