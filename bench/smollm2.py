@@ -4,9 +4,9 @@
 
 DIR of --chat holds gpteacher_roleplay.jsonl.gz (teknium1/GPTeacher, roleplay), open_assistant_trees_en.jsonl.gz
 (LAION-AI/Open-Assistant) and preference_chosen_en.jsonl.gz (hiyouga/DPO-En-Zh-20k, the chosen answers), all of
-ShareGPT's form; DIR of --data-dir the four benchmarks. Trainings run one after another on the first GPU, so that their
-times can be compared; evaluations run several at a time on the last GPU, and on the first as well once it is free. A
-run that failed is told, and the others go on; the same command goes on with what is missing.
+ShareGPT's form; DIR of --data-dir the four benchmarks. A GPU trains one run at a time, so that times can be compared,
+and evaluates several at a time. A run that failed is told, and the others go on; the same command goes on with what is
+missing.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import argparse
 import gzip
 import json
 import os
-import queue
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from iris.poetry.verses import read_verses
@@ -74,7 +74,6 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     make_data(args.chat, args.work)
     gpus = args.gpus.split(",")
-    waiting: queue.Queue[str | None] = queue.Queue()
 
     def iris(gpu: str, name: str, *words: str) -> bool:
         start = time.monotonic()
@@ -92,43 +91,38 @@ def main() -> None:
         print(f"{now - began:5.0f} s: {words[0]} {name}: {end} in {now - start:.0f} s", flush=True)
         return not done.returncode
 
-    def train_all() -> None:
-        for name in names:
-            run, kept = RUNS[name], out / f"smollm2-{name}-training.json"
-            if run and not (args.work / f"smollm2-{name}" / "adapter").exists():
-                method, data, settings = run
-                words = ["train", "--method", method, "--data", data, "--out", f"smollm2-{name}"]
-                words += [f"--set={setting}" for setting in settings]
-                words += ["--max-steps", args.max_steps] if args.max_steps else []
-                if not iris(gpus[0], name, *words):
-                    continue
-            if run:
-                shutil.copy(args.work / f"smollm2-{name}" / "record.json", kept)
-            waiting.put(name)
-        for _ in range(args.evaluations * len(gpus)):
-            waiting.put(None)
+    def train(gpu: str, name: str) -> None:
+        method, data, settings = RUNS[name] or ("", "", [])
+        if method and not (args.work / f"smollm2-{name}" / "adapter").exists():
+            words = ["train", "--method", method, "--data", data, "--out", f"smollm2-{name}"]
+            words += [f"--set={setting}" for setting in settings]
+            iris(gpu, name, *words, *(["--max-steps", args.max_steps] if args.max_steps else []))
+        if (args.work / f"smollm2-{name}" / "adapter").exists():
+            shutil.copy(args.work / f"smollm2-{name}" / "record.json", out / f"smollm2-{name}-training.json")
 
-    def evaluate_some(gpu: str) -> None:
-        while (name := waiting.get()) is not None:
-            if (out / f"smollm2-{name}.json").exists():
-                continue
+    def evaluate(gpu: str, name: str) -> None:
+        if (RUNS[name] is None or (args.work / f"smollm2-{name}" / "adapter").exists()) and not (
+            out / f"smollm2-{name}.json"
+        ).exists():
             words = ["evaluate", "--out", str(out / f"smollm2-{name}.json")]
             words += ["--adapter", f"smollm2-{name}/adapter"] if RUNS[name] else []
             iris(gpu, name, *words, *(["--limit", args.limit] if args.limit else []))
 
-    trainings = threading.Thread(target=train_all)
-    trainings.start()
-    workers = [threading.Thread(target=evaluate_some, args=(gpus[-1],)) for _ in range(args.evaluations)]
-    for worker in workers:
-        worker.start()
-    trainings.join()
-    workers += [
-        threading.Thread(target=evaluate_some, args=(gpu,)) for gpu in gpus[:-1] for _ in range(args.evaluations)
-    ]
-    for worker in workers[args.evaluations :]:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    def on_all_gpus(work: Callable[[str, str], None], at_a_time: int) -> None:
+        waiting = list(reversed(names))
+
+        def worker(gpu: str) -> None:
+            while waiting:
+                work(gpu, waiting.pop())
+
+        workers = [threading.Thread(target=worker, args=(gpu,)) for gpu in gpus for _ in range(at_a_time)]
+        for one in workers:
+            one.start()
+        for one in workers:
+            one.join()
+
+    on_all_gpus(train, 1)
+    on_all_gpus(evaluate, args.evaluations)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,20 @@ def train_speed(
         raise InputError(f"{tokenizer} has no tokenizer.json; give a folder with a Llama-3 tokenizer")
     for method in methods:
         recipe.one_of(method, recipe.METHODS, "method")
-    measured: list[dict[str, Any]] = []
+    result = record.Record(
+        kind="speed",
+        name=out.stem,
+        status="stopped",
+        model={"id": "random weights, Llama-3 shapes: " + ", ".join(shapes), "revision": None, "digest": None},
+        settings={"device": hardware.device_name(), "as_t4": as_t4, "steps": steps, "set": settings or []},
+        measures={"rows": []},
+    )
+
+    def keep(row: dict[str, Any]) -> None:
+        result.measures["rows"].append(row)
+        record.write(result, out)  # what is measured is kept, whatever the next run does
+        print(json.dumps({key: value for key, value in row.items() if key != "losses"}), flush=True)
+
     with tempfile.TemporaryDirectory() as scratch:
         tokens = steps * recipe.make(settings, data="rows.jsonl").tokens_per_step
         rows = make_rows(tokenizer, Path(scratch) / "rows.jsonl", int(tokens / 500) + 100)
@@ -127,22 +140,13 @@ def train_speed(
                 command += ["--data", str(rows), "--run", str(run), "--steps", str(steps)]
                 command += ["--as-t4"] * as_t4 + [f"--set={setting}" for setting in settings or []]
                 _run(command)
-                measured.append({"who": "iris", "shape": shape, "method": method} | _row(run / "record.json"))
-                print(json.dumps({key: value for key, value in measured[-1].items() if key != "losses"}), flush=True)
+                keep({"who": "iris", "shape": shape, "method": method} | _row(run / "record.json"))
             for peer in (peers or []) if shape == "1b" else []:
                 told = _run([sys.executable, str(PEER), "--tokenizer", str(tokenizer), "--model", str(model), peer])
                 got = json.loads(told.strip().splitlines()[-1])
                 speed = {"steady_tokens_per_s": got.pop("tokens_per_s"), "peak_memory_gb": got.pop("peak_GB")}
-                measured.append({"who": peer, "shape": shape} | speed | got)
-                print(json.dumps(measured[-1]), flush=True)
-    result = record.Record(
-        kind="speed",
-        name=out.stem,
-        status="finished",
-        model={"id": "random weights, Llama-3 shapes: " + ", ".join(shapes), "revision": None, "digest": None},
-        settings={"device": hardware.device_name(), "as_t4": as_t4, "steps": steps, "set": settings or []},
-        measures={"rows": measured},
-    )
+                keep({"who": peer, "shape": shape} | speed | got)
+    result.status = "finished"
     record.write(result, out)
     return result
 

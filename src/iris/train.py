@@ -200,10 +200,11 @@ def finish(trainer: Trainer, result: record.Record, out: Path, wall_seconds: flo
         "wall_seconds": round(wall_seconds, 2),
         "peak_memory_gb": hardware.peak_memory_gb(),
     }
-    draw_losses(trainer.losses, out / "loss.png", f"{trainer.recipe.method} on {trainer.recipe.data}")
+    title = f"{trainer.recipe.method} on {trainer.recipe.data}"
     if trainer.diverged or trainer.interrupted:
         result.status = "failed" if trainer.diverged else "stopped"
         record.write(result, out / "record.json")
+        draw_losses(trainer.losses, out / "loss.png", title)
         if trainer.diverged:
             raise RunError(
                 f"training stopped because {trainer.diverged}; the last good checkpoint is kept, "
@@ -221,6 +222,7 @@ def finish(trainer: Trainer, result: record.Record, out: Path, wall_seconds: flo
         "digest": record.folder_digest(out / "adapter"),
     }
     record.write(result, out / "record.json")
+    draw_losses(trainer.losses, out / "loss.png", title)  # last: whatever happens here, the adapter is kept
     card = result.measures
     print(
         f"\n{trainer.recipe.method}: loss {card['loss_first']:.3f} -> {card['loss_last']:.3f}, "
