@@ -50,7 +50,7 @@ def report(results: Path = Path("results"), readme: Path = Path("README.md"), ch
 def load(results: Path) -> dict[Path, Record]:
     """The finished, full records of a folder by path, in the order of their names; tells what it leaves out."""
     found = {}
-    for path in sorted(results.glob("*.json")):
+    for path in sorted(results.glob("*.json"), key=lambda path: path.stem):
         if path.name == SEED:
             continue
         one = record.read(path)
