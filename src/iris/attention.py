@@ -69,6 +69,10 @@ def row_by_row_attention(
     """The same function and shapes where FlashAttention is missing (CPU, T4, fp32)."""
     if cu_seqlens is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    grouped = query.shape[1] != key.shape[1]
+    if grouped and query.is_cuda:  # without FlashAttention, grouped heads would take the kernel that holds T x T scores
+        key, value = (each.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for each in (key, value))
+        grouped = False
     rows = [
         scaled_dot_product_attention(
             query[:, :, begin:end],
@@ -76,7 +80,7 @@ def row_by_row_attention(
             value[:, :, begin:end],
             is_causal=True,
             scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
+            enable_gqa=grouped,
         )
         for begin, end in pairwise(cu_seqlens.tolist())
         if end > begin

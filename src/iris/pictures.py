@@ -73,7 +73,9 @@ def save(path: Path, draw: Any, shown: Any) -> None:
 
 
 def _digest(draw: Any, shown: Any) -> str:
-    return record.digest_of([inspect.getsource(draw), inspect.getsource(_figure), STYLE, SHADES, shown])
+    return record.digest_of(
+        [inspect.getsource(draw), inspect.getsource(_figure), inspect.getsource(_name_rows), STYLE, SHADES, shown]
+    )
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
@@ -89,17 +91,16 @@ def draw_scores(shown: Shown) -> Figure:
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
     figure, axes = _figure(rows, columns, 3.6 * columns, rows * (1.3 + 0.26 * max(len(p["runs"]) for p in shown)))
-    for panel, ax in zip(shown, axes, strict=False):
+    for place, (panel, ax) in enumerate(zip(shown, axes, strict=False)):
         ax.axvline(panel["base"], color=GREY, linewidth=1, linestyle=(0, (4, 3)))
         for y, run in enumerate(panel["runs"]):
             color = ACCENT if run["clear"] else LIGHT
             ax.plot([run["low"], run["high"]], [y, y], color=color, linewidth=2.5, solid_capstyle="round")
             ax.plot(run["value"], y, "o", color=color, markersize=6, markeredgecolor="white")
-        ax.set_yticks(range(len(panel["runs"])), [run["name"] for run in panel["runs"]])
-        ax.set_ylim(len(panel["runs"]) - 0.4, -0.6)
-        ax.tick_params(axis="y", length=0)
-        ax.locator_params(axis="x", nbins=5)
-        ax.spines["left"].set_visible(False)
+        names = [run["name"] for run in panel["runs"]]
+        known = place % columns and names == [run["name"] for run in shown[place - 1]["runs"]]  # named on the left
+        _name_rows(ax, [""] * len(names) if known else names)
+        ax.locator_params(axis="x", nbins=4)
         ax.set_title(panel["task"], fontweight="bold")
         ax.set_xlabel(panel["label"], fontsize=8)
     for ax in axes[len(shown) :]:
@@ -109,22 +110,36 @@ def draw_scores(shown: Shown) -> Figure:
     return figure
 
 
+def _name_rows(ax: Axes, names: list[str]) -> None:
+    """One row a run, from the top, its name on the left."""
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+
+
 def draw_cost(shown: Shown) -> Figure:
-    """Mean difference of the accuracies from the base, against minutes of training and peak memory."""
-    figure, axes = _figure(1, 2, 9, 3.8)
-    for ax, key, label in zip(
-        axes, ("minutes", "memory_gb"), ("training time (minutes)", "peak memory (GB)"), strict=True
+    """Mean difference of the accuracies from the base beside minutes of training and peak memory, one row a run."""
+    figure, (gain, *prices) = _figure(1, 3, 9.5, 1.3 + 0.26 * len(shown))
+    gain.axvline(0, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
+    for y, run in enumerate(shown):
+        color = SHADES[list(MARKERS).index(run["method"])]
+        gain.plot([run["low"], run["high"]], [y, y], color=color, linewidth=2, alpha=0.35, solid_capstyle="round")
+        gain.plot(run["value"], y, MARKERS[run["method"]], color=color, markersize=6, markeredgecolor="white")
+        for ax, key in zip(prices, ("minutes", "memory_gb"), strict=True):
+            ax.barh(y, run[key], 0.55, color=color, alpha=0.75)
+            ax.annotate(f"{run[key]:.2g}", (run[key], y), (3, 0), textcoords="offset points", va="center", fontsize=7.5)
+    names = [run["name"] for run in shown]
+    for ax, title, label in (
+        (gain, "quality", "mean difference from the base, accuracies"),
+        (prices[0], "time", "minutes of training"),
+        (prices[1], "memory", "peak, GB"),
     ):
-        ax.axhline(0, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
-        for run in shown:
-            color = SHADES[list(MARKERS).index(run["method"])]
-            ax.plot([run[key]] * 2, [run["low"], run["high"]], color=color, linewidth=2, alpha=0.35)
-            ax.plot(run[key], run["value"], MARKERS[run["method"]], color=color, markersize=7, markeredgecolor="white")
-            ax.annotate(run["name"], (run[key], run["value"]), (7, 4), textcoords="offset points", fontsize=7.5)
-        ax.set_xlim(0, 1.35 * max(run[key] for run in shown))  # room for the names on the right
-        ax.set_xlabel(label)
-    axes[0].set_ylabel("mean difference from the base")
-    figure.suptitle("quality against price: mean of the accuracy tasks, 95% intervals", fontsize=10)
+        _name_rows(ax, names if ax is gain else [""] * len(names))
+        ax.set_title(title, fontweight="bold")
+        ax.set_xlabel(label, fontsize=8)
+    gain.locator_params(axis="x", nbins=4)
+    figure.suptitle("quality and its price; lines are 95% intervals", fontsize=10)
     return figure
 
 
