@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from small_llama import make_model, make_tokenizer
 
 from iris import checkpoints, distributed, recipe, record
 from iris.errors import InputError
 from iris.trainer import EvenSampler
-from small_llama import make_model, make_tokenizer
 
 SETTINGS = ["precision=fp32", "max_length=64", "batch_size=4", "save_steps=5", "learning_rate=5e-3", "warmup_steps=0"]
 STEPS = 13  # two epochs and a bit
@@ -164,9 +164,8 @@ def test_a_batch_that_cannot_be_shared_is_told_at_once(small, rows, tmp_path):
 
 
 def test_the_order_is_that_of_one_and_every_step_is_full():
-    from accelerate.data_loader import SeedableRandomSampler
-
     import torch
+    from accelerate.data_loader import SeedableRandomSampler
 
     torch.manual_seed(recipe.Recipe.seed)
     alone = SeedableRandomSampler(range(22))

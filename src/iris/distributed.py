@@ -4,9 +4,9 @@
     accelerate launch --multi_gpu --num_processes 16 --num_machines 2 --machine_rank 0 --main_process_ip HOST \
         --main_process_port 29500 -m iris train ...             # several hosts, on each with its rank; --out is shared
 
-Every process holds the whole adapter and computes its share of a step's sequences; the gradients are added up before the
-optimizer's step, so that it is the step of one process. Where the frozen base is too large for one GPU, `shard` spreads
-it over all of them with FSDP2. Only torch knows how they talk; this module imports it late, as the others of the CLI.
+Every process holds the whole adapter and computes its share of a step's sequences; the gradients are added up before
+the optimizer's step, so that it is the step of one process. Where the frozen base is too large for one GPU, `shard`
+spreads it over all of them with FSDP2.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def launch(arguments: list[str], processes: int, module: str = "iris") -> None:
         for number, code in codes.items():
             if code < 0 and code != -signal.SIGTERM:  # with SIGTERM the agent ended the others
                 name = signal.Signals(-code).name
-                raise RunError(f"process {number + 1} of {processes} was killed ({name}), and the run with it") from None
+                raise RunError(f"process {number + 1} of {processes} was killed ({name})") from None
         raise SystemExit(max(codes.values())) from None
     except SignalException as error:
         raise SystemExit(128 + error.sigval) from None

@@ -131,7 +131,8 @@ def encode_rows(dataset: data.Dataset, tokenizer: Any, max_length: int) -> list[
     from tqdm import tqdm
 
     kept, rows = [], []
-    for messages in tqdm(dataset.rows, desc="tokenizing", unit=" rows", disable=len(dataset.rows) < 2000 or distributed.rank() > 0):
+    quiet = len(dataset.rows) < 2000 or distributed.rank() > 0
+    for messages in tqdm(dataset.rows, desc="tokenizing", unit=" rows", disable=quiet):
         encoded, reason = chat.fit(chat.encode(tokenizer, messages), max_length)
         if encoded is None:
             dataset.dropped[reason] += 1

@@ -247,8 +247,8 @@ class EvenSampler(Sampler[int]):
     full. The epoch follows from the steps `done`: accelerate tells it to no sampler behind a resumed, shared loader."""
 
     def __init__(self, count: int, batch_size: int, done: Callable[[], int]) -> None:
-        self.seeded, self.padding, self.done = SeedableRandomSampler(range(count)), [count] * (-count % batch_size), done
-        self.steps = -(-count // batch_size)
+        self.seeded, self.padding = SeedableRandomSampler(range(count)), [count] * (-count % batch_size)
+        self.steps, self.done = -(-count // batch_size), done
 
     def __iter__(self) -> Iterator[int]:
         self.seeded.set_epoch(self.done() // self.steps)
