@@ -129,7 +129,7 @@ def test_a_killed_worker_ends_the_run_and_one_process_goes_on(small, rows, one, 
         run.kill()
     assert time.monotonic() - begun < 60 and run.returncode == 1
     last = told.strip().splitlines()[-1]
-    assert last.startswith("iris: process 2 of 2 was killed (SIGKILL)") and "checkpoint-" in last and "--resume" in last
+    assert last.startswith("iris: process 2 of 2 was killed (SIGKILL); checkpoint-") and "--resume" in last
     assert "Traceback" not in told and not workers_of(out)
     for later in out.glob("checkpoint-*"):  # the schedule was another's: of its first steps only the rate is the same
         if later.name != "checkpoint-5":
@@ -178,10 +178,24 @@ def test_the_order_is_that_of_one_and_every_step_is_full():
 
 
 def test_two_processes_lose_no_item_and_count_none_twice(small, tmp_path):
-    """An odd number of items: lm-eval fills up the second process's share with a copy."""
+    """An odd number of items: lm-eval fills up the second process's share with a copy. Sampled poems differ, of course,
+    so of those only the items are compared."""
+    folder = tmp_path / "arc_challenge"
+    folder.mkdir()
+    for split, count in (("train", 1), ("test", 13)):
+        choices = [
+            {"label": list("ABCD"), "text": [f"{n} is {word}" for word in "so not odd even".split()]}
+            for n in range(count)
+        ]
+        lines = [
+            {"id": str(n), "question": f"What of {n}?", "choices": choices[n], "answerKey": "ABCD"[n % 4]}
+            for n in range(count)
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for gpus in (1, 2):
         done = iris(
-            *("evaluate", "--model", small, "--tasks", "poetry", "--limit", 7, "--gpus", gpus),
+            *("evaluate", "--model", small, "--tasks", "poetry,arc_challenge", "--limit", 7, "--gpus", gpus),
+            *("--data-dir", tmp_path),
             *("--out", tmp_path / str(gpus) / "scores.json"),
         )
         assert done.returncode == 0, done.stderr[-2000:]
@@ -191,5 +205,6 @@ def test_two_processes_lose_no_item_and_count_none_twice(small, tmp_path):
         assert shared.tasks[task]["n"] == scores["n"] == 7
         assert shared.tasks[task]["items_hash"] == scores["items_hash"]
         assert items[1][task]["id"] == items[0][task]["id"]
-        assert items[1][task]["value"] == pytest.approx(items[0][task]["value"], abs=1e-5)
-        assert shared.tasks[task]["value"] == pytest.approx(scores["value"], abs=1e-6)
+        if task != "poetry_form":
+            assert items[1][task]["value"] == pytest.approx(items[0][task]["value"], abs=1e-5)
+            assert shared.tasks[task]["value"] == pytest.approx(scores["value"], abs=1e-6)

@@ -89,6 +89,13 @@ def parser() -> Parser:
     one.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint in --out")
     one.add_argument("--seed", type=int, help="seed of data order and adapter")
     one.add_argument("--gpus", type=int, default=1, help="train on so many of this host (processes, without a GPU)")
+    one.add_argument("--on", choices=["hf-jobs"], help="run on a machine rented from Hugging Face Jobs")
+    one.add_argument("--flavor", help="which machine to rent, such as a10g-small")
+    one.add_argument(
+        "--repo", metavar="USER/NAME", help="private Hub repository for a rented machine's data and results"
+    )
+    one.add_argument("--timeout", type=float, default=120, help="minutes to rent it at most (default: %(default)s)")
+    one.add_argument("--dry-run", action="store_true", help="print the job and send nothing")
     one.add_argument("--strict", action="store_true", help="a dropped or shortened row is an error")
     one.add_argument("--data-dir", type=Path, help="folder of benchmark files whose questions must not be trained on")
     one.add_argument("--set", action="append", metavar="KEY=VALUE", help="any field of the recipe; may be repeated")
@@ -184,6 +191,13 @@ def train(args: argparse.Namespace) -> None:
     )
     if args.minutes is not None and args.minutes <= 0:
         raise InputError(f"--minutes must be above zero, not {args.minutes}")
+    if args.on:
+        from . import jobs
+
+        jobs.train(asked, args)
+        return
+    if args.flavor or args.repo or args.dry_run:
+        raise InputError("--flavor, --repo and --dry-run go with --on hf-jobs")
     if args.gpus != 1 and distributed.size() == 1:
         train_together(asked, args)
         return
@@ -205,6 +219,7 @@ def train_together(asked: recipe.Recipe, args: argparse.Namespace) -> None:
     try:
         distributed.launch(args.words, args.gpus)
     except RunError as error:
+        print(file=sys.stderr)  # the progress bar was left as it was
         kept = checkpoints.last(args.out)
         told = f"{kept.name} is kept, add --resume to the same command to go on" if kept else "no checkpoint was kept"
         raise RunError(f"{error}; {told}") from None

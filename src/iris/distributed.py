@@ -86,9 +86,9 @@ def join() -> None:
     import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available())
-    if state.device.type == "cpu":
-        state.device = torch.device("cpu")  # not cpu:0, which torch.load takes for no device
+    if not torch.cuda.is_available():
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"  # it would be cpu:0, which torch.load takes for no device
+    PartialState(cpu=not torch.cuda.is_available())
     if rank():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
@@ -120,9 +120,9 @@ def gather(values: list[float]) -> list[list[float]]:
 
 def device() -> torch.device:
     """The device of this process."""
-    from accelerate import PartialState
+    import torch
 
-    return PartialState().device
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def add_up(tensors: list[torch.Tensor]) -> None:

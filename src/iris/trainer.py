@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Sampler
 from transformers import ProgressCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
@@ -155,13 +155,10 @@ class Trainer(SFTTrainer):
         hidden = llama.model(
             **inputs, attention_mask=ready, max_seqlen=self.recipe.max_length, use_cache=False
         ).last_hidden_state
-        sharded_head = [llama.lm_head] if isinstance(llama.lm_head, FSDPModule) else []
-        for head in sharded_head:
-            head.unshard()
-        loss = linear_cross_entropy(hidden[0], llama.lm_head.weight, labels[0]) / num_items_in_batch
-        for head in sharded_head:
-            head.reshard()  # the backward pass needs it no more
-        return loss
+        head = llama.lm_head.weight
+        if isinstance(head, DTensor):
+            head = head.full_tensor()  # sharded; gathered for the loss, which computes its gradient at once
+        return linear_cross_entropy(hidden[0], head, labels[0]) / num_items_in_batch
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Keep the loss of every step for the record and the picture."""
