@@ -36,7 +36,7 @@ class FastLinear:
             self.row_norms = self.row_norms.to(device)
         if self.nf4 is not None:
             packed, absmax = self.nf4
-            rows = packed.view(self.out_features, -1).view(dtype)
+            rows = packed.as_subclass(torch.Tensor).view(self.out_features, -1).view(dtype)
             self.base_layer.weight = torch.nn.Parameter(rows, requires_grad=False)
             self.nf4 = (None, absmax)
 
