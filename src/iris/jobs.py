@@ -13,8 +13,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shlex
 import shutil
+import signal
 import sys
 import tarfile
 import time
@@ -121,7 +123,7 @@ def job(recipe: Recipe, args: argparse.Namespace) -> dict[str, Any]:
         "secrets": secrets,
         "flavor": args.flavor,
         "timeout": int(args.timeout * 60),
-        "name": f"iris-{run}",
+        "name": re.sub(r"[^\w.-]", "-", f"iris-{run}"),
         "namespace": args.repo.split("/")[0],
     }
 
@@ -165,21 +167,32 @@ def send(api: HfApi, repo: str, run: str, data: Path) -> None:
 
 
 def follow(api: HfApi, begun: JobInfo) -> JobInfo:
-    """Print the job's log as it comes; returns what became of the job when it has ended."""
+    """Print the job's log as it comes; returns what became of the job when it has ended. Ctrl-C raises."""
     from huggingface_hub import JobStage
 
     ended = [JobStage.COMPLETED, JobStage.CANCELED, JobStage.ERROR, JobStage.DELETED]
     it = {"job_id": begun.id, "namespace": begun.owner.name}
-    look = lambda: patiently("the job", lambda: api.inspect_job(**it))  # noqa: E731
-    now = look()
-    while now.status.stage == JobStage.SCHEDULING:
-        time.sleep(POLL)
-        now = look()
-    for line in api.fetch_job_logs(**it, follow=True):
-        print(line, flush=True)
-    while (now := look()).status.stage not in ended:
-        time.sleep(POLL)
-    return now
+    stopped = []
+
+    def on_interrupt(*_: Any) -> None:
+        stopped.append(True)
+        raise KeyboardInterrupt
+
+    def look(*stages: JobStage) -> JobInfo:
+        while (now := patiently("the job", lambda: api.inspect_job(**it))).status.stage in stages:
+            time.sleep(POLL)
+        return now
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        look(JobStage.SCHEDULING)
+        for line in api.fetch_job_logs(**it, follow=True):
+            print(line, flush=True)
+        if stopped:  # fetch_job_logs takes Ctrl-C for the end of the log
+            raise KeyboardInterrupt
+        return look(*(stage for stage in JobStage if stage not in ended))
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def wanted(question: str) -> bool:
