@@ -4,7 +4,7 @@ Run by evaluate.py as `python -m iris.benchmarks`: a job comes as one line of JS
 lines of JSON on standard output, lm-eval's progress bars go to standard error. Each finished task is written before
 the next one begins. When standard input closes, the parent is gone and so is this process.
 
-A job of several processes is started again under accelerate: each takes every so-manieth item, the first writes.
+A job of several processes is started again under accelerate: they take the items in turn, and the first writes.
 """
 
 from __future__ import annotations
@@ -228,8 +228,8 @@ def main() -> None:
             os.environ[JOB] = json.dumps(job)
             distributed.launch([], job["processes"], "iris.benchmarks")  # whose standard output is this one's
             return
-    except RunError as error:
-        print(json.dumps({"event": "error", "kind": "RunError", "text": str(error)}), flush=True)
+    except (InputError, RunError) as error:
+        print(json.dumps({"event": "error", "kind": type(error).__name__, "text": str(error)}), flush=True)
         return
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what lm-eval prints goes to standard error: standard output is for events

@@ -171,7 +171,7 @@ def follow(api: HfApi, begun: JobInfo) -> JobInfo:
     from huggingface_hub import JobStage
 
     ended = [JobStage.COMPLETED, JobStage.CANCELED, JobStage.ERROR, JobStage.DELETED]
-    it = {"job_id": begun.id, "namespace": begun.owner.name}
+    it: dict[str, Any] = {"job_id": begun.id, "namespace": begun.owner.name}
     stopped = []
 
     def on_interrupt(*_: Any) -> None:
@@ -217,7 +217,7 @@ def main() -> None:
     from huggingface_hub import HfApi
 
     repo, run = sys.argv[1:]
-    upload = {"folder_path": run, "path_in_repo": run, "allow_patterns": list(RESULTS)}
+    upload: dict[str, Any] = {"folder_path": run, "path_in_repo": run, "allow_patterns": list(RESULTS)}
     patiently(
         f"the repository {repo}", lambda: HfApi().upload_folder(repo_id=repo, commit_message=f"{run}: done", **upload)
     )

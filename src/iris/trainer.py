@@ -52,7 +52,7 @@ class Trainer(SFTTrainer):
         self.tokens_seen, self.train_seconds = 0, 0.0
         self.step_tokens: list[int] = []
         self.step_seconds: list[float] = []
-        self.packed = recipe.engine == "peft"
+        self.packed, self.sequences = recipe.engine == "peft", len(items)
         self.plan, self.processes, self.out_of_memory = plan, distributed.size(), False
         on_gpu, several = hardware.device() == "cuda", self.processes > 1
         config = SFTConfig(
@@ -118,7 +118,7 @@ class Trainer(SFTTrainer):
         """The order of one process, its last step filled up so that every process has the same number of batches."""
         if self.processes == 1:
             return super()._get_train_sampler(train_dataset)
-        return EvenSampler(len(self.train_dataset) - 1, self.recipe.batch_size, lambda: self.state.global_step)
+        return EvenSampler(self.sequences, self.recipe.batch_size, lambda: self.state.global_step)
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         """Forward and backward of a micro-batch. With a step's last one the gradients of all processes are added up:
