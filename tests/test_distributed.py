@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -154,6 +155,31 @@ def test_ctrl_c_keeps_a_checkpoint_of_both(small, rows, tmp_path):
     assert run.returncode not in (0, 2) and "--resume" in told and "Traceback" not in told
     assert record.read(out / "record.json").status == "stopped"
     assert checkpoints.last(out) is not None
+
+
+@pytest.mark.slow
+def test_accelerate_launches_it_on_two_hosts(small, rows, one, tmp_path):
+    """Both are this one: two launchers that meet at an address, each with a process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    hosts = []
+    for number in range(2):
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2]
+        command += ["--num_machines", 2, "--machine_rank", number, "--main_process_ip", "127.0.0.1"]
+        command += ["--main_process_port", port, "-m", "iris", *train(small, rows, tmp_path / "two")]
+        hosts.append(
+            subprocess.Popen(
+                list(map(str, command)), stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+            )
+        )
+    try:
+        told = [host.communicate(timeout=200)[1] for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
+    assert [host.returncode for host in hosts] == [0, 0], told
+    same_run(one, tmp_path / "two")
 
 
 def test_a_batch_that_cannot_be_shared_is_told_at_once(small, rows, tmp_path):
