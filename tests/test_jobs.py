@@ -129,6 +129,13 @@ def test_what_the_hub_refuses_is_a_sentence(server, rows, tmp_path):
     assert run(server, tmp_path, rows, tmp_path / "first", HF_TOKEN="").returncode == 2
 
 
+def test_data_is_not_sent_into_a_public_repository(server, rows, tmp_path):
+    server.add_repo("model", "user/poems", {})
+    done = run(server, tmp_path, rows, tmp_path / "first")
+    assert done.returncode == 2 and "user/poems is public" in done.stderr
+    assert len(server.repos["model", "user/poems"].history) == 1 and not server.jobs
+
+
 def test_what_cannot_travel_is_told_before_anything_is_sent(server, rows, tmp_path):
     for more, told in {
         ("--flavor", "a10g-smal"): "did you mean a10g-small",

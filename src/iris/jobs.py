@@ -151,7 +151,7 @@ def cost(api: HfApi, flavor: str, minutes: float) -> str:
 
 
 def send(api: HfApi, repo: str, run: str, data: Path) -> None:
-    """Put this package, and `data` if it is a file, into the private repository."""
+    """Put this package, and `data` if it is a file, into the private repository. InputError if it is not private."""
     from huggingface_hub import CommitOperationAdd
 
     package, buffer = Path(__file__).parent, io.BytesIO()
@@ -163,6 +163,8 @@ def send(api: HfApi, repo: str, run: str, data: Path) -> None:
     if data.is_file():
         files.append(CommitOperationAdd(f"job/{run}/{data.name}", data))
     patiently(f"the repository {repo}", lambda: api.create_repo(repo, private=True, exist_ok=True))
+    if not patiently(f"the repository {repo}", lambda: api.model_info(repo)).private:
+        raise InputError(f"{repo} is public, and your data would be so, too; choose another --repo")
     patiently(f"the repository {repo}", lambda: api.create_commit(repo, files, commit_message=f"{run}: to be run"))
 
 
