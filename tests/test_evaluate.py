@@ -285,7 +285,7 @@ def test_an_out_of_memory_batch_is_halved_and_said():
     def never(batch_size):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory")
 
-    with pytest.raises(RunError, match="even at a batch of one"):
+    with pytest.raises(RunError, match="memory ran out at batches of 1;"):
         benchmarks.halve_until_it_fits(never, 4, said.append)
 
     def broken(batch_size):

@@ -3,9 +3,13 @@
 import json
 import math
 import os
+import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections import Counter
@@ -324,7 +328,7 @@ asked = recipe.make(model="none", data={rows!r})
 trial.train.fit = fake_fit(lambda asked, step: asked.r, end=lambda *_: time.sleep({pause}))
 print("ready", flush=True)
 sys.stdin.readline()
-sweep.sweep(asked, grid(r=tuple(range(1, 13))), Path({out!r}), pruner="none")
+sweep.sweep(asked, grid(r=tuple(range(1, {points} + 1))), Path({out!r}), pruner="none", storage={storage!r})
 """
 
 
@@ -336,10 +340,49 @@ def journal(out):
     return JournalStorage(JournalFileBackend(path, JournalFileOpenLock(path)))
 
 
-def start(rows, out, pause):
-    source = WORKER.format(tests=str(Path(__file__).parent), rows=str(rows), out=str(out), pause=pause)
+def start(rows, out, pause, points=12, storage=None):
+    source = WORKER.format(
+        tests=str(Path(__file__).parent), rows=str(rows), out=str(out), pause=pause, points=points, storage=storage
+    )
     pipe = subprocess.PIPE
     return subprocess.Popen([sys.executable, "-c", textwrap.dedent(source)], stdin=pipe, stdout=pipe, text=True)
+
+
+@pytest.fixture(scope="module")
+def postgresql():
+    """The address of a database of Debian's PostgreSQL server on loopback; the server refuses to run as root."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found:
+        pytest.skip("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
+    pytest.importorskip("psycopg", reason="the driver psycopg is not installed")
+    as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        if as_user:
+            shutil.chown(folder, "postgres")
+        bare = {"check": True, "stdout": subprocess.DEVNULL, "cwd": folder}
+        subprocess.run([*as_user, found[-1], "-D", f"{folder}/data", "-A", "trust", "-U", "iris", "-N"], **bare)
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+        control = [*as_user, found[-1].with_name("pg_ctl"), "-D", f"{folder}/data", "-l", f"{folder}/log"]
+        subprocess.run([*control, "-w", "-o", options, "start"], **bare)
+        try:
+            yield f"postgresql+psycopg://iris:secret@127.0.0.1:{port}/postgres"
+        finally:
+            subprocess.run([*control, "-m", "immediate", "stop"], **bare)
+
+
+@pytest.fixture
+def database(postgresql):
+    """The server with an empty database."""
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(postgresql)
+    with engine.begin() as connection:
+        connection.execute(sqlalchemy.text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
+    engine.dispose()
+    return postgresql
 
 
 def until(condition, seconds=60):
@@ -385,6 +428,64 @@ def test_two_workers_share_a_grid_and_one_takes_over_from_the_other_when_it_is_k
     assert all(
         record.read(tmp_path / "trials" / f"{number:04d}" / "record.json").status == "finished" for number in kept
     )
+
+
+def test_a_postgresql_server_serves_as_storage(asked, tmp_path, monkeypatch, database):
+    monkeypatch.setattr(trial.train, "fit", fake_fit(lambda asked, step: asked.r))
+    for out in ("here", "elsewhere"):  # two machines without a common disk
+        study = sweep.sweep(asked, grid(r=(1, 2, 3)), tmp_path / out, storage=database, pruner="none")
+        assert len(settled(study)) == 3
+    assert len(list((tmp_path / "here" / "trials").iterdir())) == 3
+
+
+def test_a_database_out_of_reach_is_one_sentence_without_its_password(asked, tmp_path, postgresql):
+    for wrong in (postgresql.replace("iris:", "nobody:"), postgresql.replace("@127.0.0.1:", "@127.0.0.1:1")):
+        with pytest.raises(InputError, match="storage postgresql.* cannot be used") as caught:
+            sweep.sweep(asked, grid(r=(1, 2)), tmp_path, storage=wrong)
+        assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["journal", "postgresql"])
+def test_of_eight_workers_two_are_killed_and_no_trial_is_lost_or_run_twice(rows, tmp_path, kind, request):
+    """As eight machines with a common disk, or a common database only: all begin at once, on an empty study."""
+    where = request.getfixturevalue("database") if kind == "postgresql" else None
+    outs = [tmp_path if where is None else tmp_path / str(number) for number in range(8)]
+    workers = [start(rows, out, 0.1, points=40, storage=where) for out in outs]
+    told = {}
+    try:
+        for worker in workers:
+            assert worker.stdout.readline() == "ready\n"
+        for worker in workers:
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        until(lambda: len(list(tmp_path.glob("**/trials/*"))) >= 10)
+        storage = where or journal(tmp_path)
+        study = optuna.load_study(study_name="iris", storage=storage)
+        running = lambda pid: [  # noqa: E731
+            one
+            for one in study.get_trials()
+            if one.state == TrialState.RUNNING and one.user_attrs.get("alive", {}).get("pid") == pid
+        ]
+        for victim in workers[:2]:
+            until(lambda pid=victim.pid: running(pid))
+            victim.kill()
+            victim.wait()
+        lost = [one.number for victim in workers[:2] for one in running(victim.pid)]
+        for worker in workers[2:]:
+            told[worker.pid], _ = worker.communicate(timeout=150)
+            assert worker.returncode == 0
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    done = settled(study)
+    assert sorted(one.params["r"] for one in done) == list(range(1, 41))  # each point once
+    assert {one.state for one in done} == {TrialState.COMPLETE}
+    assert len({one.user_attrs["alive"]["pid"] for one in done}) >= 6
+    assert all(f"trial {number}: its worker is gone" in "".join(told.values()) for number in lost)
+    finished = re.findall(r"^trial (\d+) .*: finished", "".join(told.values()), re.MULTILINE)
+    assert len(finished) == len(set(finished))
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 Run by evaluate.py as `python -m iris.benchmarks`: a job comes as one line of JSON on standard input, events go out as
 lines of JSON on standard output, lm-eval's progress bars go to standard error. Each finished task is written before
 the next one begins. When standard input closes, the parent is gone and so is this process.
+
+A job of several processes is started again under accelerate: they take the items in turn, and the first writes.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from . import distributed
 from .errors import InputError, RunError
 from .record import write_atomic
 
+JOB = "IRIS_JOB"  # the environment variable that hands the job on to several processes
 TASKS = Path(__file__).with_name("poetry") / "tasks"
 
 # Hub data set of each task: its id, its folder under --data-dir, the splits that lm-eval reads at zero shots, and the
@@ -93,8 +97,8 @@ def halve_until_it_fits(run: Callable[[int], Any], batch_size: int, say: Callabl
             words = str(error).lower()
             if not isinstance(error, MemoryError) and "out of memory" not in words and "can't allocate" not in words:
                 raise
-        if batch_size == 1:
-            raise RunError("memory ran out even at a batch of one; use a smaller model or a larger machine")
+        if batch_size == 1 or distributed.size() > 1:  # the others would wait for one that begins again
+            raise RunError(f"memory ran out at batches of {batch_size}; use a smaller model or a larger machine")
         batch_size //= 2
         say(f"memory ran out; going on with batches of {batch_size}")
         if torch.cuda.is_available():
@@ -144,6 +148,14 @@ def summary(task: str, results: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def check_items(task: str, results: dict[str, Any]) -> None:
+    """RunError unless each item of the task was scored once: processes that share them must lose and repeat none."""
+    for leaf in results["group_subtasks"].get(task) or [task]:
+        found = sorted(sample["doc_id"] for sample in results["samples"][leaf])
+        if found != list(range(results["n-samples"][leaf]["effective"])):
+            raise RunError(f"{leaf}: {len(found)} scores do not match its items; nothing of it is kept")
+
+
 def run(job: dict[str, Any], say: Callable[..., None]) -> None:
     """Load the model once, run the job's tasks, write each one's part; `say` gets the events."""
     import lm_eval
@@ -189,6 +201,9 @@ def run(job: dict[str, Any], say: Callable[..., None]) -> None:
             say(event="note", text=f"{name}: {text}")
 
         results, batch_size = halve_until_it_fits(attempt, job["batch_size"], note)
+        if distributed.rank():
+            continue
+        check_items(name, results)
         part = summary(name, results) | {"batch_size": batch_size, "seconds": round(time.monotonic() - begin, 2)}
         if task["chat_template"]:
             part["chat_template_sha256"] = hashlib.sha256(str(lm.chat_template(True)).encode()).hexdigest()
@@ -205,21 +220,37 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
+    job = json.loads(os.environ[JOB] if distributed.size() > 1 else sys.stdin.readline())
+    if distributed.size() == 1:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        if job["processes"] > distributed.size():
+            os.environ[JOB] = json.dumps(job)
+            distributed.launch([], job["processes"], "iris.benchmarks")  # whose standard output is this one's
+            return
+    except (InputError, RunError) as error:
+        print(json.dumps({"event": "error", "kind": type(error).__name__, "text": str(error)}), flush=True)
+        return
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what lm-eval prints goes to standard error: standard output is for events
 
     def say(**event: Any) -> None:
-        print(json.dumps(event), file=events, flush=True)
+        if distributed.rank() == 0 or event["event"] == "error":
+            print(json.dumps(event), file=events, flush=True)
 
-    job = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
+        distributed.join()
         run(job, say)
+        distributed.leave()
     except (InputError, RunError) as error:
         say(event="error", kind=type(error).__name__, text=str(error), traceback=traceback.format_exc())
+        sys.exit(1)
     except Exception as error:
+        if distributed.size() > 1:
+            time.sleep(3)  # if this is so because another process ended, the launcher ends this one first
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         say(event="error", kind="Exception", text=first, traceback=traceback.format_exc())
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -155,6 +155,11 @@ def packed_item(rows: list[Encoded]) -> dict[str, list[int]]:
     }
 
 
+def nothing(pad_token_id: int) -> dict[str, list[int]]:
+    """A packed sequence of which nothing is learned and that counts as no tokens: a row of one token is padding."""
+    return {"input_ids": [pad_token_id], "labels": [IGNORED], "seq_lengths": [1]}
+
+
 class Shape(NamedTuple):
     """Fixed shapes of a batch, which torch.compile needs: tokens in all, the longest row, and how many rows at most."""
 
@@ -179,7 +184,7 @@ def collate(items: list[dict[str, Any]], pad_token_id: int, shape: Shape | None 
     ids = [token for item in items for token in item["input_ids"]]
     labels = [label for item in items for label in item["labels"]]
     lengths = [n for item in items for n in item["seq_lengths"]]
-    tokens = len(ids)
+    tokens = sum(n for n in lengths if n > 1)
     if shape is not None:
         gap = shape.tokens - tokens
         ids += [pad_token_id] * gap

@@ -6,13 +6,15 @@ import argparse
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import __version__, recipe
+from . import __version__, distributed, recipe
 from .errors import InputError, RunError
 
 BENCHMARKS = "hellaswag,arc_challenge,mmlu_stem,truthfulqa_mc2"
+LAST_WORDS = 3.0  # seconds for the launcher of several processes to end those that only fail because another did
 MODELS = "smollm2, llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, a Hub id or a folder"
 
 
@@ -31,11 +33,14 @@ def main(argv: list[str] | None = None) -> int:
     debug = "--debug" in argv
     try:
         args = parser().parse_args([word for word in argv if word != "--debug"])
+        args.words = argv
         args.verb(args)
         return 0
     except (InputError, RunError) as error:
         if debug:
             raise
+        if distributed.rank():  # if the first process says the same, the launcher ends this one meanwhile
+            time.sleep(LAST_WORDS)
         print(f"iris: {error}", file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     except KeyboardInterrupt:
@@ -47,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if distributed.size() > 1:
+            time.sleep(2 * LAST_WORDS if distributed.rank() else LAST_WORDS)
         first_line = (str(error).splitlines() or [""])[0]
         print(f"iris: {type(error).__name__}: {first_line} (run again with --debug for the trace)", file=sys.stderr)
         return 1
@@ -81,6 +88,14 @@ def parser() -> Parser:
     one.add_argument("--minutes", type=float, help="end within so many minutes, learning rate decayed by then")
     one.add_argument("--resume", action="store_true", help="go on from the last whole checkpoint in --out")
     one.add_argument("--seed", type=int, help="seed of data order and adapter")
+    one.add_argument("--gpus", type=int, default=1, help="train on so many of this host (processes, without a GPU)")
+    one.add_argument("--on", choices=["hf-jobs"], help="run on a machine rented from Hugging Face Jobs")
+    one.add_argument("--flavor", help="which machine to rent, such as a10g-small")
+    one.add_argument(
+        "--repo", metavar="USER/NAME", help="private Hub repository for a rented machine's data and results"
+    )
+    one.add_argument("--timeout", type=float, default=120, help="minutes to rent it at most (default: %(default)s)")
+    one.add_argument("--dry-run", action="store_true", help="print the job and send nothing")
     one.add_argument("--strict", action="store_true", help="a dropped or shortened row is an error")
     one.add_argument("--data-dir", type=Path, help="folder of benchmark files whose questions must not be trained on")
     one.add_argument("--set", action="append", metavar="KEY=VALUE", help="any field of the recipe; may be repeated")
@@ -91,6 +106,7 @@ def parser() -> Parser:
     one.add_argument("--tasks", default=f"{BENCHMARKS},poetry", help="comma-separated (default: %(default)s)")
     one.add_argument("--limit", type=int, help="so many items a task; such a record never enters the tables")
     one.add_argument("--data-dir", type=Path, help="local copies of the benchmarks, e.g. hellaswag/validation.jsonl.gz")
+    one.add_argument("--gpus", type=int, default=1, help="share the items among so many of this host")
     one.add_argument("--out", type=Path, required=True, help="the record to write, results/NAME.json")
 
     one = verb("compare", compare, "compare records: differences, intervals, significance")
@@ -175,6 +191,16 @@ def train(args: argparse.Namespace) -> None:
     )
     if args.minutes is not None and args.minutes <= 0:
         raise InputError(f"--minutes must be above zero, not {args.minutes}")
+    if args.on:
+        from . import jobs
+
+        jobs.train(asked, args)
+        return
+    if args.flavor or args.repo or args.dry_run:
+        raise InputError("--flavor, --repo and --dry-run go with --on hf-jobs")
+    if args.gpus != 1 and distributed.size() == 1:
+        train_together(asked, args)
+        return
     from . import model
 
     model.prepare(asked)
@@ -183,11 +209,29 @@ def train(args: argparse.Namespace) -> None:
     module.fit(asked, args.out, resume=args.resume, minutes=args.minutes, strict=args.strict, benchmarks=args.data_dir)
 
 
+def train_together(asked: recipe.Recipe, args: argparse.Namespace) -> None:
+    """The same command in a process a GPU. RunError with what is kept if one is killed."""
+    from . import checkpoints
+
+    distributed.share(asked.batch_size, args.gpus)
+    if asked.engine != "peft":
+        raise InputError("several GPUs need engine=peft")
+    try:
+        distributed.launch(args.words, args.gpus)
+    except RunError as error:
+        print(file=sys.stderr)  # the progress bar was left as it was
+        kept = checkpoints.last(args.out)
+        told = f"{kept.name} is kept, add --resume to the same command to go on" if kept else "no checkpoint was kept"
+        raise RunError(f"{error}; {told}") from None
+
+
 def evaluate(args: argparse.Namespace) -> None:
     from . import evaluate as module
 
     tasks = [task.strip() for task in args.tasks.split(",") if task.strip()]
-    module.evaluate(args.model, args.adapter, tasks, args.out, limit=args.limit, data_dir=args.data_dir)
+    module.evaluate(
+        args.model, args.adapter, tasks, args.out, limit=args.limit, data_dir=args.data_dir, processes=args.gpus
+    )
 
 
 def compare(args: argparse.Namespace) -> None:

@@ -49,11 +49,13 @@ def evaluate(
     data_dir: str | Path | None = None,
     precision: str = "auto",
     batch_size: int | None = None,
+    processes: int = 1,
 ) -> record.Record:
     """Evaluate `model` (alias, Hub id or folder) and write the record to `out` (NAME.json), its items beside it.
 
     `tasks` are names of METRIC or GROUPS. `limit` scores the first so many items of a task (of each subject of
     mmlu_stem). `data_dir` holds local copies of the benchmarks. Precision "auto" is fp32 on a CPU, else bf16 or fp16.
+    `processes` share the items, one a GPU.
     InputError for what the caller can mend, RunError if the process
     fails; finished tasks are kept then.
     """
@@ -65,6 +67,8 @@ def evaluate(
     for name, number in (("--limit", limit), ("--batch-size", batch_size)):
         if number is not None and number < 1:
             raise InputError(f"{name} must be at least 1, not {number}")
+    if processes < 1 or (limit or processes) < processes:
+        raise InputError(f"--gpus {processes} needs at least one item of every task for each; raise --limit")
     data = {name: _data_digest(data_dir, name) for name in names}
     device = hardware.device()
     if one_of(precision, PRECISIONS, "precision") == "auto" and device == "cpu":
@@ -104,10 +108,11 @@ def evaluate(
             "batch_size": settings["batch_size"],
             "limit": limit,
             "data_dir": str(data_dir) if data_dir else None,
+            "processes": processes,
         }
         result.measures["peak_memory_gb"] = _run(job)
     result.measures["wall_seconds"] = round(time.monotonic() - begin, 2)
-    result.environment["device"] = hardware.device_name()
+    result.environment |= {"device": hardware.device_name(), "processes": processes}
 
     items = {}
     for name in names:

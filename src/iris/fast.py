@@ -17,14 +17,28 @@ from peft.tuners.lora import LoraLayer
 class FastLinear:
     """Mixed into a PEFT LoRA layer by `speed_up`."""
 
-    nf4: tuple[torch.Tensor, torch.Tensor] | None  # packed 4-bit weight and its block scales
+    nf4: tuple[torch.Tensor | None, torch.Tensor] | None  # packed 4-bit weight (None: sharded) and its block scales
     row_norms: torch.Tensor | None  # DoRA: squared norms of the rows of W
 
     def base_forward(self: Any, x: torch.Tensor) -> torch.Tensor:
         """x W^T with the frozen weight, unpacked from 4 bits if need be."""
         if self.nf4 is None:
             return F.linear(x, self.base_layer.weight)
-        return linear_4bit(x, self.nf4[0], self.nf4[1], self.out_features, False)
+        packed, absmax = self.nf4
+        if packed is None:
+            packed = self.base_layer.weight.view(torch.uint8).view(-1, 1)
+        return linear_4bit(x, packed, absmax, self.out_features, False)
+
+    def get_ready_to_shard(self: Any, device: torch.device, dtype: torch.dtype) -> None:
+        """Hold the packed 4-bit weight as a parameter that FSDP takes: of `dtype` (16 bits), as the rest of its layer,
+        with a row for every output."""
+        if self.row_norms is not None:
+            self.row_norms = self.row_norms.to(device)
+        if self.nf4 is not None:
+            packed, absmax = self.nf4
+            rows = packed.as_subclass(torch.Tensor).view(self.out_features, -1).view(dtype)
+            self.base_layer.weight = torch.nn.Parameter(rows, requires_grad=False)
+            self.nf4 = (None, absmax)
 
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """x W^T + s (x A^T) B^T, and for DoRA that times m / ||W + sBA|| by row; x (..., in) -> (..., out)."""

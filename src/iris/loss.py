@@ -21,6 +21,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         parts = max(1, -(-len(learned) // CHUNK))
         losses, to_gradient_ = _compiled if hidden.is_cuda else (_losses, _to_gradient_)
         for part, target in zip(rows.tensor_split(parts), targets.tensor_split(parts), strict=True):
+            if not len(part):  # nothing is learned here: a process whose share of the last step is padding
+                break
             logits = part @ weight.T
             torch._dynamo.maybe_mark_dynamic(logits, 0)  # the number of learned tokens is never the same
             torch._dynamo.maybe_mark_dynamic(target, 0)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import embedded, hardware, hub
+from . import distributed, embedded, hardware, hub
 from .errors import InputError
 from .hub import said_plainly
 from .recipe import Recipe, one_of
@@ -94,9 +94,11 @@ def _load_peft(source: Source, recipe: Recipe, precision: str) -> Any:
 
     from . import attention, fast
 
+    on_gpu = hardware.device() == "cuda"
+    in_parts = recipe.fsdp and distributed.size() > 1  # then it need not fit into one GPU; in 4 bits it is packed there
     quantization = None
     if recipe.four_bit:
-        if hardware.device() == "cpu":
+        if not on_gpu:
             raise InputError("a 4-bit base needs a GPU; use --method lora16 or dora here")
         quantization = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -110,7 +112,7 @@ def _load_peft(source: Source, recipe: Recipe, precision: str) -> Any:
             revision=source.hub_revision,
             dtype=hardware.dtype(precision),
             quantization_config=quantization,
-            device_map={"": torch.cuda.current_device()} if hardware.device() == "cuda" else None,
+            device_map={"": torch.cuda.current_device()} if on_gpu and (recipe.four_bit or not in_parts) else None,
             attn_implementation=attention.register(),
             use_safetensors=True,
             trust_remote_code=False,

@@ -53,6 +53,7 @@ class Recipe:
     precision: str = "auto"
     engine: str = "peft"  # peft (with Iris' fast layers) or unsloth
     compile: bool | None = None  # torch.compile; None: on a GPU, where the run is long enough to gain from it
+    fsdp: bool | None = None  # several GPUs: spread the base over them; None: where it would not fit otherwise
     report_to: str = "none"
     push_checkpoints: str | None = None  # USER/NAME of a private repository on the Hub
 
@@ -117,7 +118,7 @@ def check(recipe: Recipe) -> Recipe:
 
 
 # What may differ between a run and its resumption.
-FREE_TO_CHANGE = ("save_steps", "report_to", "max_steps", "num_train_epochs", "push_checkpoints")
+FREE_TO_CHANGE = ("save_steps", "report_to", "max_steps", "num_train_epochs", "push_checkpoints", "fsdp")
 
 
 def changes(recipe: Recipe, earlier: dict[str, Any]) -> list[str]:

@@ -106,7 +106,7 @@ def write_atomic(path: str | Path, content: bytes) -> None:
     """Write so that a reader, or a crash, never sees half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.urandom(4).hex()}.partial")  # workers elsewhere may write it as well
     with open(partial, "wb") as handle:
         handle.write(content)
         handle.flush()

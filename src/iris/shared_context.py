@@ -48,6 +48,11 @@ class SharedContextLM(HFLM):
             return self._encoded[string]
         return list(super().tok_encode(string, add_special_tokens, *args, **kwargs))
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if hasattr(self, "accelerator"):  # HFLM counts GPUs only, and by their number on one host
+            self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Score]:

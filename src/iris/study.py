@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ HEARTBEAT, GRACE = 15.0, 90.0  # seconds: between two signs of life; without one
 def open_study(out: Path, storage: str | None, pruner: str, stated: dict[str, Any]) -> optuna.Study:
     """The study in `storage` (default: OUT/study.journal), made if there is none; InputError if it is of another sweep,
     or the storage cannot be used."""
-    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -50,8 +51,7 @@ def open_study(out: Path, storage: str | None, pruner: str, stated: dict[str, An
     try:
         out.mkdir(parents=True, exist_ok=True)
         if "://" in place:
-            patience = {"connect_args": {"timeout": 60}} if place.startswith("sqlite") else {}  # one writer at a time
-            opened: Any = RDBStorage(place, engine_kwargs={"pool_pre_ping": True} | patience)
+            opened: Any = _open_database(place)
         else:
             path = str(Path(place).resolve())
             opened = JournalStorage(JournalFileBackend(path, JournalFileOpenLock(path)))
@@ -59,7 +59,7 @@ def open_study(out: Path, storage: str | None, pruner: str, stated: dict[str, An
     except Exception as error:  # SQLAlchemy's, a driver's, the file system's, JSON's: all mean the same here
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"the study's storage {place} cannot be used ({first_line}); choose another --storage"
+            f"the study's storage {_without_password(place)} cannot be used ({first_line}); choose another --storage"
         ) from None
     known = study.user_attrs.get("stated")
     if known is None:
@@ -69,8 +69,28 @@ def open_study(out: Path, storage: str | None, pruner: str, stated: dict[str, An
         names = [
             key for key in parts[1] if key != "recipe" and parts[0].get(key) != json.loads(json.dumps(parts[1][key]))
         ]
-        raise InputError(f"the study in {place} was begun with another {', '.join(names)}; choose another --out")
+        raise InputError(
+            f"the study in {_without_password(place)} was begun with another {', '.join(names)}; choose another --out"
+        )
     return study
+
+
+def _open_database(address: str) -> Any:
+    """The storage at an SQLAlchemy address. Of workers that begin at once on an empty database one makes the tables,
+    and the others fail for a moment."""
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+    patience = {"connect_args": {"timeout": 60}} if address.startswith("sqlite") else {}  # one writer at a time
+    for wait in (0.5, 1.0, 2.0, 4.0):
+        with contextlib.suppress(IntegrityError, ProgrammingError):
+            return RDBStorage(address, engine_kwargs={"pool_pre_ping": True} | patience)
+        time.sleep(wait * (1 + random.random()))
+    return RDBStorage(address, engine_kwargs={"pool_pre_ping": True} | patience)
+
+
+def _without_password(place: str) -> str:
+    return re.sub(r"(://[^/@]*?:)[^/]*@", r"\1***@", place)
 
 
 def grid_points(space: Space, seed: int) -> list[dict[str, Any]]:

@@ -172,7 +172,9 @@ def conclude(study: optuna.Study, out: Path) -> optuna.Study:
     best = complete[0]
     told = ", ".join(f"{key}={value}" for key, value in best.params.items())
     print(f"best of {len(ranked)}: trial {best.number}, held-out loss {best.values[0]:.4f} ({told})")
-    print(f"its adapter: {folder_of(out, best.number) / 'adapter'}; all trials: {out / 'sweep.md'}")
+    adapter = folder_of(out, best.number) / "adapter"
+    where = "" if adapter.exists() else f" on {best.user_attrs['alive']['machine'].split()[0]}, where it ran"
+    print(f"its adapter: {adapter}{where}; all trials: {out / 'sweep.md'}")
     return study
 
 

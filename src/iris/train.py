@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, set_seed
 
-from . import chat, checkpoints, data, hardware, model, push, record
+from . import chat, checkpoints, data, distributed, hardware, model, push, record
 from .errors import InputError, RunError
 from .plan import Plan, plans
 from .push import CheckpointPusher
@@ -41,10 +41,19 @@ def fit(
 
     `minutes` bounds the whole call; the learning rate has decayed to zero by then. `strict` makes a dropped or cut
     row an InputError. `benchmarks` is a folder of evaluation files whose questions must not be trained on.
-    `dataset` is recipe.data, read already; `callbacks` watch the training (a sweep's pruning, say)."""
+    `dataset` is recipe.data, read already; `callbacks` watch the training (a sweep's pruning, say).
+
+    Where a launcher started several processes (see distributed.py) each of them calls this and gets the record; the
+    first writes the folder, which all must see."""
     began = time.monotonic()
-    checkpoint = prepare_folder(out, recipe, resume)
-    pusher = CheckpointPusher(recipe.push_checkpoints, out) if recipe.push_checkpoints else None
+    distributed.join()
+    distributed.share(recipe.batch_size, distributed.size())
+    first = distributed.rank() == 0
+    checkpoint = prepare_folder(out, recipe, resume) if first else None
+    distributed.wait()
+    if resume and not first:
+        checkpoint = checkpoints.last(out)
+    pusher = CheckpointPusher(recipe.push_checkpoints, out) if first and recipe.push_checkpoints else None
     source = model.resolve(recipe.model)
     tokenizer = chat.load_tokenizer(source.path, source.hub_revision)
     if dataset is None:
@@ -69,11 +78,13 @@ def fit(
         settings={
             "precision": precision,
             "device": hardware.device_name(),
+            "processes": distributed.size(),
             "minutes": minutes,
             "template_date": chat.TEMPLATE_DATE,
         },
     )
-    record.write(result, out / "record.json")
+    if first:
+        record.write(result, out / "record.json")
     watches = [*callbacks, *([Push(pusher)] if pusher else [])]
     try:
         trainer = train(adapted, tokenizer, items, recipe, out, precision, checkpoint, began, minutes, watches, result)
@@ -81,6 +92,7 @@ def fit(
     finally:
         if pusher:
             pusher.wait(LAST_UPLOAD if minutes is None else max(1.0, began + minutes * 60 - time.monotonic()))
+    distributed.leave()
     return result
 
 
@@ -119,7 +131,8 @@ def encode_rows(dataset: data.Dataset, tokenizer: Any, max_length: int) -> list[
     from tqdm import tqdm
 
     kept, rows = [], []
-    for messages in tqdm(dataset.rows, desc="tokenizing", unit=" rows", disable=len(dataset.rows) < 2000):
+    quiet = len(dataset.rows) < 2000 or distributed.rank() > 0
+    for messages in tqdm(dataset.rows, desc="tokenizing", unit=" rows", disable=quiet):
         encoded, reason = chat.fit(chat.encode(tokenizer, messages), max_length)
         if encoded is None:
             dataset.dropped[reason] += 1
@@ -167,6 +180,8 @@ def train(
     options = plans(recipe, base.config, base.num_parameters(), steps * recipe.tokens_per_step)
     for plan in options:
         result.settings["plan"] = plan.as_dict()
+        if plan.sharded:
+            distributed.shard(adapted)
         trainer = Trainer(adapted, tokenizer, items, recipe, plan, precision, out, began, minutes)
         for callback in callbacks:
             trainer.add_callback(callback)
@@ -176,7 +191,7 @@ def train(
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             return trainer
         except torch.OutOfMemoryError:
-            if trainer.losses or plan is options[-1]:
+            if trainer.losses or plan.sharded or plan is options[-1]:
                 raise RunError("the GPU ran out of memory; lower max_length, or use --method qlora") from None
         # Not in the handler: there the error's trace still holds the tensors of the step that failed.
         print("that does not fit into memory; trying with less at a time", flush=True)
@@ -187,7 +202,10 @@ def train(
 
 
 def _announce(plan: Plan, recipe: Recipe, precision: str, sequences: int) -> str:
-    parts = [f"{plan.micro_batch} of {recipe.batch_size} packed sequences at a time"]
+    processes = distributed.size()
+    parts = [f"{plan.micro_batch} of {recipe.batch_size // processes} packed sequences at a time"]
+    parts += [f"in each of {processes} processes"] if processes > 1 else []
+    parts += ["the base spread over them"] if plan.sharded else []
     parts += ["activations computed twice to save memory"] if plan.checkpointing else []
     parts += ["compiled (the first step takes a while)"] if plan.compile else []
     what = f"training {recipe.method} in {precision} on {hardware.device_name()}"
@@ -195,11 +213,14 @@ def _announce(plan: Plan, recipe: Recipe, precision: str, sequences: int) -> str
 
 
 def finish(trainer: Trainer, result: record.Record, out: Path, wall_seconds: float) -> None:
-    """Save the adapter, the picture, the record and show the card; RunError if the run was stopped or diverged."""
+    """Save the adapter, the picture, the record and show the card; RunError if the run was stopped or diverged. Of
+    several processes the first does."""
     result.measures = trainer.measures() | {
         "wall_seconds": round(wall_seconds, 2),
-        "peak_memory_gb": hardware.peak_memory_gb(),
+        "peak_memory_gb": max(peak for (peak,) in distributed.gather([hardware.peak_memory_gb()])),
     }
+    if distributed.rank():
+        return
     title = f"{trainer.recipe.method} on {trainer.recipe.data}"
     if trainer.diverged or trainer.interrupted:
         result.status = "failed" if trainer.diverged else "stopped"

@@ -8,17 +8,20 @@ import shutil
 import signal
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
+from torch.distributed.tensor import DTensor
+from torch.utils.data import Sampler
 from transformers import ProgressCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from . import chat, checkpoints, fast, hardware, record
+from . import chat, checkpoints, distributed, fast, hardware, record
 from .loss import linear_cross_entropy
 from .plan import Plan
 from .push import CheckpointPusher
@@ -49,12 +52,13 @@ class Trainer(SFTTrainer):
         self.tokens_seen, self.train_seconds = 0, 0.0
         self.step_tokens: list[int] = []
         self.step_seconds: list[float] = []
-        self.packed = recipe.engine == "peft"
-        on_gpu = hardware.device() == "cuda"
+        self.packed, self.sequences = recipe.engine == "peft", len(items)
+        self.plan, self.processes, self.out_of_memory = plan, distributed.size(), False
+        on_gpu, several = hardware.device() == "cuda", self.processes > 1
         config = SFTConfig(
             output_dir=str(out),
             per_device_train_batch_size=plan.micro_batch,
-            gradient_accumulation_steps=recipe.batch_size // plan.micro_batch,
+            gradient_accumulation_steps=recipe.batch_size // (plan.micro_batch * self.processes),
             gradient_checkpointing=plan.checkpointing,
             num_train_epochs=recipe.num_train_epochs,
             max_steps=recipe.max_steps,
@@ -78,17 +82,20 @@ class Trainer(SFTTrainer):
             dataset_kwargs={"skip_prepare_dataset": True},
             disable_tqdm=False,
         )
+        config._n_gpu = 1  # other GPUs belong to other processes, or to nobody: never nn.DataParallel
         super().__init__(
             model=model,
             args=config,
             processing_class=tokenizer,
-            train_dataset=Dataset.from_list(items),
+            train_dataset=Dataset.from_list([*items, chat.nothing(tokenizer.pad_token_id)][: len(items) + several]),
             data_collator=self._collator(items, plan, tokenizer.pad_token_id),
             callbacks=[Watch(self)],
         )
         for parameter in model.parameters():
             if parameter.requires_grad:  # trl casts a QLoRA adapter to bf16, which fp16's loss scaling cannot take
                 parameter.data = parameter.data.float()
+        # accelerate would wrap it in DistributedDataParallel, whose forward ours goes around; see training_step
+        model._is_accelerate_prepared = several
         self.remove_callback(ProgressCallback)
         self.add_callback(Bar())
         if plan.compile and self.packed:
@@ -101,6 +108,37 @@ class Trainer(SFTTrainer):
             return lambda batch: chat.collate(batch, pad)
         shape = chat.shape_of(items, plan.micro_batch, self.recipe.max_length)
         return lambda batch: chat.collate(batch, pad, shape)
+
+    def _move_model_to_device(self, model: Any, device: Any) -> None:
+        """A sharded model is where it belongs, and cannot be moved."""
+        if not self.plan.sharded:
+            super()._move_model_to_device(model, device)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The order of one process, its last step filled up so that every process has the same number of batches."""
+        if self.processes == 1:
+            return super()._get_train_sampler(train_dataset)
+        return EvenSampler(self.sequences, self.recipe.batch_size, lambda: self.state.global_step)
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+        """Forward and backward of a micro-batch. With a step's last one the gradients of all processes are added up:
+        as compute_loss divides by the tokens of all of them, the sum is the gradient that one process would have."""
+        if self.processes == 1:
+            return super().training_step(model, inputs, num_items_in_batch)
+        loss = torch.zeros((), device=self.args.device)
+        try:
+            if not self.out_of_memory:
+                loss = super().training_step(model, inputs, num_items_in_batch)
+        except torch.OutOfMemoryError:
+            if self.losses or self.plan.sharded:
+                raise  # which ends the other processes as well
+            self.out_of_memory = True
+        if self.accelerator.sync_gradients:
+            # no process may wait for the gradients of one that goes on to the next plan
+            if not self.losses and any(short for (short,) in distributed.gather([float(self.out_of_memory)])):
+                raise torch.OutOfMemoryError
+            distributed.add_up([weight.grad for weight in model.parameters() if weight.requires_grad])
+        return loss * self.processes  # of which the mean over the processes is logged
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -117,7 +155,10 @@ class Trainer(SFTTrainer):
         hidden = llama.model(
             **inputs, attention_mask=ready, max_seqlen=self.recipe.max_length, use_cache=False
         ).last_hidden_state
-        return linear_cross_entropy(hidden[0], llama.lm_head.weight, labels[0]) / num_items_in_batch
+        head = llama.lm_head.weight
+        if isinstance(head, DTensor):
+            head = head.full_tensor()  # sharded; gathered for the loss, which computes its gradient at once
+        return linear_cross_entropy(hidden[0], head, labels[0]) / num_items_in_batch
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Keep the loss of every step for the record and the picture."""
@@ -133,7 +174,8 @@ class Trainer(SFTTrainer):
         def rate(step: int) -> float:
             if step < warmup:
                 return step / warmup
-            done = min(1.0, max((step - warmup) / max(1, num_training_steps - warmup), self.elapsed() / budget))
+            spent = self.elapsed() / budget if self.minutes else 0.0
+            done = min(1.0, max((step - warmup) / max(1, num_training_steps - warmup), spent))
             return {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}[
                 self.recipe.lr_scheduler_type
             ]
@@ -144,8 +186,8 @@ class Trainer(SFTTrainer):
         return self.lr_scheduler
 
     def elapsed(self) -> float:
-        """Seconds since the command began."""
-        return time.monotonic() - self.began
+        """Seconds since the command began; the same in all processes, which must ask for it together."""
+        return max(seconds for (seconds,) in distributed.gather([time.monotonic() - self.began]))
 
     def measures(self) -> dict[str, Any]:
         """Tokens (padding not counted), speeds and losses of the run. `tokens_per_s` counts everything from the first
@@ -168,11 +210,17 @@ class Trainer(SFTTrainer):
         folder = self.out / f"checkpoint-{self.state.global_step}"
         try:
             super(SFTTrainer, self)._save_checkpoint(model, trial)
-            record.write_atomic(folder / "losses.json", json.dumps(self.losses).encode())
-            checkpoints.seal(folder)
+            if self.args.should_save:
+                record.write_atomic(folder / "losses.json", json.dumps(self.losses).encode())
+                checkpoints.seal(folder)
         except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
             shutil.rmtree(folder, ignore_errors=True)
             print(f"\ncould not save {folder.name} ({error}); training goes on", flush=True)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Only of a process on its own: another number of them may go on, and only dropout would draw from it."""
+        if self.processes == 1:
+            super()._save_rng_state(output_dir)
 
     @contextmanager
     def stopping_gently(self) -> Iterator[None]:
@@ -189,6 +237,23 @@ class Trainer(SFTTrainer):
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+class EvenSampler(Sampler[int]):
+    """The numbers 0 to count - 1 in accelerate's seeded order of the epoch, then `count` itself until the last step is
+    full. The epoch follows from the steps `done`: accelerate tells it to no sampler behind a resumed, shared loader."""
+
+    def __init__(self, count: int, batch_size: int, done: Callable[[], int]) -> None:
+        self.seeded, self.padding = SeedableRandomSampler(range(count)), [count] * (-count % batch_size)
+        self.steps, self.done = -(-count // batch_size), done
+
+    def __iter__(self) -> Iterator[int]:
+        self.seeded.set_epoch(self.done() // self.steps)
+        yield from self.seeded
+        yield from self.padding
+
+    def __len__(self) -> int:
+        return len(self.seeded) + len(self.padding)
 
 
 class Bar(ProgressCallback):
@@ -219,11 +284,15 @@ class Watch(TrainerCallback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         trainer.step_seconds.append(time.monotonic() - self.step_began)
-        trainer.step_tokens.append(trainer.tokens_seen - self.tokens_before)
         longest = max(trainer.step_seconds[-10:])
+        late = bool(trainer.minutes and trainer.elapsed() + longest + SAVING_SECONDS > trainer.minutes * 60)
+        told = distributed.gather([trainer.tokens_seen - self.tokens_before, trainer.interrupted, late])
+        trainer.step_tokens.append(int(sum(tokens for tokens, _, _ in told)))
+        trainer.tokens_seen = self.tokens_before + trainer.step_tokens[-1]
+        trainer.interrupted = any(interrupted for _, interrupted, _ in told)
         if trainer.interrupted:
             control.should_training_stop = control.should_save = True
-        elif trainer.minutes and trainer.elapsed() + longest + SAVING_SECONDS > trainer.minutes * 60:
+        elif any(late for _, _, late in told):
             control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
