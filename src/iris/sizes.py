@@ -32,7 +32,8 @@ def speed_table(groups: list[list[Scored]], records: list[Record], results: Path
         )
         parts.append(f"Engines of the 1B, one after the other in one run ({told}):")
         parts.append(_side_by_side("GGUF", one, lambda row: named(row["quant"]), lambda row: row["who"], _engine))
-    for one in _records([(one, row) for one, row in _rows(records, "steady_tokens_per_s") if row["who"] != "iris"]):
+    trained = _rows(records, "steady_tokens_per_s")
+    for one in _records([(one, row) for one, row in trained if row.get("who") not in ("iris", None)]):
         parts.append(f"Training beside a peer, one after the other in one session ({one.settings['device']}):")
         parts.append(_side_by_side("1B", one, _method, _peer, _trained))
     for one in (one for one in records if one.settings.get("as_t4")):
@@ -46,7 +47,7 @@ def speed_table(groups: list[list[Scored]], records: list[Record], results: Path
 def training_rows(records: list[Record]) -> Measured:
     """What was measured of Iris' training, by size, at a GPU's full strength."""
     found = _rows(records, "steady_tokens_per_s")
-    return [(one, row) for one, row in found if row["who"] == "iris" and not one.settings.get("as_t4")]
+    return [(one, row) for one, row in found if row.get("who") == "iris" and not one.settings.get("as_t4")]
 
 
 def writing_rows(records: list[Record]) -> Measured:
@@ -80,7 +81,7 @@ def sizes_table(records: list[Record]) -> str:
 
 
 def which_for_what(records: list[Record]) -> str:
-    """Which size to choose for what, as far as the table's columns say it."""
+    """Which size to choose for what, as far as the table's columns say it, and what exporting takes."""
     training, writing = training_rows(records), writing_rows(records)
     told = []
     for least, what in ((WATCHED, "is watched while it writes"), (READ, "writes as fast as people read")):
@@ -100,6 +101,10 @@ def which_for_what(records: list[Record]) -> str:
         costs.append(f"{cost} for the {named(shape)} ({quick['method']})")
     if costs:
         sentences.append(f"A million tokens of training cost, with the fastest method: {', '.join(costs)}.")
+    memory = {one.settings["shape"]: one.measures["peak_memory_gb"] for one in records if "shape" in one.settings}
+    if memory:
+        told = [f"{memory[shape]:.1f} GB for the {named(shape)}" for shape in sorted(memory, key=_billions)]
+        sentences.append(f"`iris export` takes at its peak, recital included, {', '.join(told)}.")
     return " ".join([*sentences, "Which size writes better, random weights cannot say."]) if sentences else ""
 
 
