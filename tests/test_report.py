@@ -167,10 +167,14 @@ def test_the_sentence_on_sizes_follows_the_record(lab):
     assert "the 1B as Q4_0 where the page is watched while it writes (20 tokens/s; it writes 27.0, in 1.5 GB" in told
     assert "the 3B as Q4_0 where the page writes as fast as people read (5 tokens/s; it writes 11.0" in told
     assert "12 s and 24 GB for the 1B (lora16), 80 s and 61 GB for the 8B (qlora)" in told
+    memory = record.Record("export", "export-memory-8b", MODEL, status="finished", settings={"shape": "8b"})
+    memory.measures = {"peak_memory_gb": 9.493, "wall_seconds": 428.3}
+    record.write(memory, lab / "results" / "export-memory-8b.json")
     rows = [written("xllamacpp", "q4_0", 19.9, 1.5, shape="1b"), written("xllamacpp", "q8_0", 5.0, 8.9, shape="8b")]
     speed(lab / "results", "speed-infer", rows, device="2 cores")
     told = table(run(lab), "speed")
     assert "no size where the page is watched" in told and "the 8B as Q8_0 where the page writes as fast" in told
+    assert "`iris export` takes at its peak, recital included, 9.5 GB for the 8B." in told
 
 
 def test_engines_stand_side_by_side_and_a_t4_by_itself(lab):
