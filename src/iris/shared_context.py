@@ -80,11 +80,7 @@ class SharedContextLM(HFLM):
         batches: list[list[list[int]]] = []
         answers = width = 0
         for group in groups:
-            if (
-                not batches
-                or answers + len(group) > self.batch_size
-                or (len(batches[-1]) + 1) * width > BATCH_TOKENS
-            ):
+            if not batches or answers + len(group) > self.batch_size or (len(batches[-1]) + 1) * width > BATCH_TOKENS:
                 batches.append([])
                 answers, width = 0, lengths[group[0]]
             batches[-1].append(group)
