@@ -213,7 +213,7 @@ def prompts() -> list[str]:
     return [f"Write a {form} about {theme}." for form in forms for theme in themes.split(",")]
 
 
-@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("dora", marks=pytest.mark.slow)])
 def test_merged_against_adapter_on_64_prompts(tmp_path: Path, run: Path, smollm2: Path, method: str) -> None:
     """fp32: the same greedy words, and logits within 1e-2. Rounded to 16 bits: fp16 costs a tenth of what bf16 does."""
     import torch
