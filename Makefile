@@ -14,9 +14,9 @@ test: .venv/test
 	$(BIN)/iris report --check
 	$(BIN)/pytest -n 2 --dist loadfile
 
-# The five notebooks for real, without a GPU: some minutes.
+# The five notebooks for real, without a GPU: some minutes, part of .ci/run.
 notebooks: .venv/test
-	$(BIN)/pytest -m notebooks tests/test_notebooks_run.py
+	$(BIN)/pytest -s -m notebooks tests/test_notebooks_run.py
 
 # The long tests: the official converter, the Space in a fresh environment, killed sweeps, malformed calls.
 slow: .venv/test

@@ -52,7 +52,7 @@ if not util.find_spec("iris"):
 # Your choices
 # model: "auto" is Llama-3.2-1B where there are a GPU and a Hugging Face token, else SmolLM2-135M
 # data: a name, a Hub id, or a file of yours (.jsonl, .json, .parquet)
-# minutes: 0 takes all of the data; on a machine without a GPU 0 is a taste of 16 steps
+# minutes: 0 takes all of the data; on a machine without a GPU 0 is a taste of 10 steps
 # name: a new name is a new run; a known one goes on, or is used as it is
 # keep: "drive", or USER/NAME on the Hub, keeps checkpoints where a disconnect cannot reach them
 model = "auto"  # @param ["auto", "smollm2", "llama-3.2-1b", "llama-3.2-3b"] {allow-input: true}

@@ -59,12 +59,12 @@ data = "verses"  # @param ["verses", "finetome", "fusechat", "nitral"] {allow-in
 # %%
 from iris import embedded, notebook, poet
 
-chosen = notebook.choices(model, data=data, name="speed", steps=4)
+chosen = notebook.choices(model, data=data, name="speed", steps=3)
 
 # %% [markdown]
 # ## Training
 #
-# Each method trains for 30 steps (4 without a GPU) in a process of its own. Tokens that are only padding are not
+# Each method trains for 30 steps (3 without a GPU) in a process of its own. Tokens that are only padding are not
 # counted, and the speed is that of the median step: compilation and saving are left out.
 
 # %%

@@ -22,9 +22,9 @@ def no_gpu_no_account_a_folder_of_its_own(monkeypatch, tmp_path):
 def test_without_a_gpu_it_is_a_taste_of_the_embedded_default(capsys):
     chosen = notebook.choices()
     assert (chosen.recipe.model, chosen.recipe.method, chosen.recipe.data) == ("smollm2", "lora16", "verses")
-    assert chosen.recipe.max_steps == 16 and chosen.minutes is None
+    assert chosen.recipe.max_steps == 10 and chosen.minutes is None
     assert chosen.tasks == ["poetry_verses"] and chosen.trials == 3
-    assert "a taste of 16 steps" in capsys.readouterr().out
+    assert "a taste of 10 steps" in capsys.readouterr().out
 
 
 def test_minutes_are_obeyed_and_bound_all_of_the_data():

@@ -137,3 +137,16 @@ def test_links_of_documents(document):
     owner = slug.partition("/")[0]
     ours = re.findall(rf"https://github\.com/(?:{owner}|[\w.-]+/iris\b)[\w./-]*", text)
     assert all(link.startswith(REPOSITORY) for link in ours)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_what_a_document_points_to_is_here(document):
+    """Relative links and pictures, and the files named in the README's tree."""
+    text = document.read_text()
+    for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
+        assert (HOME / target).exists(), f"{document.name} points to {target}, which is not here"
+    if document.name == "README.md":
+        tree = text.split("src/iris/\n")[1].split("app.py")[0]
+        named = set(re.findall(r"(\w+\.py)\b", tree))
+        here = {path.name for path in (HOME / "src" / "iris").glob("*.py") if not path.name.startswith("__")}
+        assert here - named <= {"errors.py"} and named <= here | {"verse.py"}

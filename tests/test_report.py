@@ -9,8 +9,7 @@ import pytest
 
 from iris import pictures, record
 from iris.errors import InputError, RunError
-from iris.report import report
-from iris.tables import TABLES
+from iris.report import TABLES, report
 
 ROOT = Path(__file__).resolve().parents[1]
 VERSIONS = {"torch": "2.13.0", "transformers": "5.17.0", "peft": "0.21.2", "lm_eval": "0.4.13"}
@@ -52,11 +51,29 @@ def training(folder, name, digest, method="lora16", seed=1, status="finished"):
     return adapter
 
 
+def speed(folder, name, rows, **settings):
+    told = {"device": "NVIDIA H100", "steps": 30, "set": ["batch_size=1"]} | settings
+    one = record.Record("speed", name, MODEL, status="finished", settings=told, measures={"rows": rows})
+    record.write(one, folder / f"{name}.json")
+
+
+def trained(shape, method, rate, memory, who="iris"):
+    row = {"who": who, "shape": shape, "steady_tokens_per_s": rate, "step_seconds": 0.25, "peak_memory_gb": memory}
+    return row | ({"method": method, "precision": "bf16", "losses": [1, 2]} if who == "iris" else {})
+
+
+def written(who, quant, rate, memory, **shape):
+    row = {"who": who, "quant": quant, "file_gb": 0.77, "load_seconds": 1.0, "prompt_tokens_per_s": 3 * rate}
+    return row | {"generation_tokens_per_s": rate, "peak_memory_gb": memory, "bandwidth_ratio": 0.6} | shape
+
+
 def others(folder):
-    rows = [{"who": "iris", "shape": "1b", "method": "qlora", "tokens_per_s": 39000.4, "losses": [1, 2]}]
-    speed = record.Record("speed", "speed-train", MODEL, status="finished", settings={"device": "NVIDIA H100"})
-    speed.measures = {"rows": rows}
-    record.write(speed, folder / "speed-train.json")
+    peer = trained("1b", "", 34143.0, 37.2, who="u-lora-bs=16-pack=1")
+    rows = [trained("1b", "qlora", 70477.3, 22.4), trained("1b", "lora16", 80000.0, 23.8), peer]
+    speed(folder, "speed-train", [*rows, trained("8b", "qlora", 12500.0, 61.0)])
+    rows = [written("xllamacpp", "q4_0", 27.0, 1.5, shape="1b"), written("xllamacpp", "q8_0", 17.5, 1.5, shape="1b")]
+    rows += [written("xllamacpp", "q4_0", 11.0, 3.8, shape="3b"), written("xllamacpp", "q4_0", 4.9, 8.9, shape="8b")]
+    speed(folder, "speed-infer", rows, device="2 cores")
     export = record.Record("export", "poet", MODEL, status="finished", adapter={"method": "dora"})
     export.measures = {"bytes_f16": 270_000_000, "bytes_q8_0": 144_500_000, "wall_seconds": 33.0}
     record.write(export, folder / "export-poet.json")
@@ -95,7 +112,7 @@ def test_the_same_records_give_the_same_bytes_and_check_is_content_with_them(lab
     assert not list((lab / "results").glob("*.png"))
     first = run(lab)
     drawn = {path.name: path.read_bytes() for path in (lab / "results").glob("*.png")}
-    assert set(drawn) == {"scores.png", "cost.png", "loss.png"}
+    assert set(drawn) == {"scores.png", "cost.png", "loss.png", "speed.png"}
     run(lab, check=True)
     for path in (lab / "results").glob("*.png"):
         path.unlink()
@@ -130,8 +147,47 @@ def test_the_other_tables(lab):
         in methods
     )
     assert "3.200 → 2.100" in methods and "[" in methods  # the price stands beside what it brought
-    assert "| iris | 1b | qlora | 39,000 |" in table(text, "speed") and "losses" not in table(text, "speed")
     assert "F16 270 MB, Q8_0 144 MB" in table(text, "export")
+
+
+def test_one_table_joins_training_and_writing_by_size(lab):
+    told = table(run(lab), "speed")
+    rows = {line.split("|")[1].strip(): line for line in told.splitlines() if line.startswith("|")}
+    assert "| qlora<br>lora16 | 70,477<br>80,000 | 0.25 s<br>0.25 s | 22.4 GB<br>23.8 GB |" in rows["**1B**"]
+    assert "| Q4_0<br>Q8_0 |" in rows["**1B**"] and "| 27.0<br>17.5 | 1.5 GB<br>1.5 GB | 60%<br>60% |" in rows["**1B**"]
+    assert "| not measured here |" in rows["**3B**"] and "| qlora | 12,500 |" in rows["**8B**"]
+    assert list(rows)[2:5] == ["**1B**", "**3B**", "**8B**"]
+    assert "losses" not in told and "training on NVIDIA H100; GGUF on 2 cores" in told
+    assert "| lora16 | 80,000 tokens/s, 23.8 GB | 34,143 tokens/s, 37.2 GB |" in told  # beside the peer
+    assert "| 1B | Iris | Unsloth (bs=16, pack=1) |" in told
+
+
+def test_the_sentence_on_sizes_follows_the_record(lab):
+    told = table(run(lab), "speed")
+    assert "the 1B as Q4_0 where the page is watched while it writes (20 tokens/s; it writes 27.0, in 1.5 GB" in told
+    assert "the 3B as Q4_0 where the page writes as fast as people read (5 tokens/s; it writes 11.0" in told
+    assert "12 s and 24 GB for the 1B (lora16), 80 s and 61 GB for the 8B (qlora)" in told
+    memory = record.Record("export", "export-memory-8b", MODEL, status="finished", settings={"shape": "8b"})
+    memory.measures = {"peak_memory_gb": 9.493, "wall_seconds": 428.3}
+    record.write(memory, lab / "results" / "export-memory-8b.json")
+    rows = [written("xllamacpp", "q4_0", 19.9, 1.5, shape="1b"), written("xllamacpp", "q8_0", 5.0, 8.9, shape="8b")]
+    speed(lab / "results", "speed-infer", rows, device="2 cores")
+    told = table(run(lab), "speed")
+    assert "no size where the page is watched" in told and "the 8B as Q8_0 where the page writes as fast" in told
+    assert "`iris export` takes at its peak, recital included, 9.5 GB for the 8B." in told
+
+
+def test_engines_stand_side_by_side_and_a_t4_by_itself(lab):
+    rows = [written("xllamacpp", "q4_0", 26.7, 1.5), written("llama.cpp, built", "q4_0", 33.5, 1.6)]
+    rows.append(written("transformers", "bf16", 5.4, 3.0))
+    speed(lab / "results", "speed-engines", rows, device="2 cores", prompt_tokens=256, written_tokens=64)
+    speed(lab / "results", "speed-t4", [trained("1b", "dora", 2000.0, 11.0) | {"precision": "fp16"}], as_t4=True)
+    told = table(run(lab), "speed")
+    assert "| GGUF | xllamacpp | llama.cpp, built | transformers |" in told
+    assert "| bf16 |  |  | reads 16.2, writes 5.4 tokens/s<br>60% of the bandwidth, 3.0 GB |" in told
+    assert "NVIDIA H100, 30 steps, batch_size=1" in told and "| 1B | dora | 2,000 | 0.25 s | 11.0 GB | fp16 |" in told
+    assert told.count("2,000 ") == 1  # not in the table of sizes
+    assert (lab / "results" / "speed.png").exists()
 
 
 def test_quantizations_and_poems_have_their_tables(lab):
@@ -192,7 +248,7 @@ def test_a_picture_is_stale_when_its_drawing_changes_and_gone_when_it_has_nothin
     for path in (lab / "results").glob("*train*.json"):
         path.unlink()
     run(lab)
-    assert [path.name for path in (lab / "results").glob("*.png")] == ["scores.png"]
+    assert {path.name for path in (lab / "results").glob("*.png")} == {"scores.png", "speed.png"}
     run(lab, check=True)
 
 

@@ -52,7 +52,7 @@ def choices(
     minutes: float = 0,
     name: str = "first",
     keep: str = "",
-    steps: int = 16,
+    steps: int = 10,
 ) -> Choices:
     """The choices of a notebook, scaled to this machine, and told. InputError where one does not fit.
 

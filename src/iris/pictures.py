@@ -226,4 +226,31 @@ def draw_quants(shown: Shown) -> Figure:
     return figure
 
 
-PICTURES = {"scores": draw_scores, "cost": draw_cost, "loss": draw_loss, "quants": draw_quants}
+def draw_speed(shown: Shown) -> Figure:
+    """Bars of every size: tokens/s of training and of writing, memory; one shade a method or quantization."""
+    panels = list(dict.fromkeys(bar["panel"] for bar in shown))
+    most = max(sum(bar["panel"] == panel for bar in shown) for panel in panels)
+    figure, axes = _figure(1, len(panels), 3.4 * len(panels), 1.0 + 0.28 * most)
+    for panel, ax in zip(panels, axes, strict=True):
+        bars = [bar for bar in shown if bar["panel"] == panel]
+        names = list(dict.fromkeys(bar["name"] for bar in bars))
+        for y, bar in enumerate(bars):
+            ax.barh(y, bar["value"], color=SHADES[names.index(bar["name"])], height=0.7)
+            ax.annotate(f"{bar['value']:,.3g}" if bar["value"] < 1000 else f"{bar['value']:,.0f}", (bar["value"], y),
+                        (3, 0), textcoords="offset points", va="center", fontsize=7.5)  # fmt: skip
+        ax.set_yticks(range(len(bars)), [f"{bar['size']} {bar['name']}" for bar in bars])
+        ax.set_ylim(len(bars) - 0.4, -0.6)
+        ax.set_xlim(0, 1.25 * max(bar["value"] for bar in bars))
+        ax.tick_params(axis="y", length=0)
+        ax.spines["left"].set_visible(False)
+        ax.set_xlabel(panel)
+    return figure
+
+
+PICTURES = {
+    "scores": draw_scores,
+    "cost": draw_cost,
+    "loss": draw_loss,
+    "quants": draw_quants,
+    "speed": draw_speed,
+}

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import compare, pictures, record
+from . import compare, pictures, record, sizes, tables
 from .errors import InputError, RunError
 from .record import Record
-from .tables import SEED, TABLES, TASKS, Scored, quants, short
+from .tables import SEED, TASKS, Scored, quants, short
+
+TABLES = tables.TABLES | {"speed": sizes.speed_table}
 
 
 def report(results: Path = Path("results"), readme: Path = Path("README.md"), check: bool = False) -> None:
@@ -120,7 +122,7 @@ def picture_data(groups: list[list[Scored]], records: list[Record], results: Pat
         | {"default": quant == default["default"]}
         for quant, one in found.items()
     ]
-    return {"scores": scores, "cost": cost, "loss": losses, "quants": files}
+    return {"scores": scores, "cost": cost, "loss": losses, "quants": files, "speed": sizes.picture(records)}
 
 
 def _fill(text: str, name: str, table: Callable[[], str]) -> str:

@@ -211,19 +211,6 @@ def seed_table(groups: list[list[Scored]], records: list[Record], results: Path)
     )
 
 
-def speed_table(groups: list[list[Scored]], records: list[Record], results: Path) -> str:
-    """Every speed record as a table of its rows: what was measured, rates, seconds, memory."""
-    parts = []
-    for one in (one for one in records if one.kind == "speed"):
-        rows = one.measures.get("rows") or [one.measures]
-        keys = list(dict.fromkeys(key for row in rows for key, value in row.items() if _is_told(key, value)))
-        table = [[_plain(row.get(key, "")) for key in keys] for row in rows]
-        device = one.settings.get("device") or one.environment.get("device")
-        parts.append(f"**{one.name}**: {one.model['id']}, {device}.")
-        parts.append(markdown([key.replace("_per_s", "/s").replace("_", " ") for key in keys], table))
-    return "\n\n".join(parts)
-
-
 def poems_table(groups: list[list[Scored]], records: list[Record], results: Path) -> str:
     """The same requests to a base and to its tuned model, side by side, unselected."""
     parts = []
@@ -290,7 +277,6 @@ TABLES = {
     "results": results_table,
     "methods": methods_table,
     "seed": seed_table,
-    "speed": speed_table,
     "export": export_table,
 }
 
@@ -327,12 +313,6 @@ def _difference(value: float, low: float, high: float) -> str:
 
 def _time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
-
-
-def _is_told(key: str, value: Any) -> bool:
-    units = ("_per_s", "_gb", "wall_seconds", "ratio", "speedup")
-    named = isinstance(value, str) and key not in ("mode", "gpu")  # a peer's; told by `who` and above the table
-    return named or (isinstance(value, int | float) and key.lower().endswith(units))
 
 
 def _plain(value: Any) -> str:

@@ -26,7 +26,7 @@ from .study import settle, signs_of_life
 
 Rows = list[list[data.Message]]
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.02, 200
-CHECKS = 5  # held-out loss is measured so many times a run, the last time at its end
+CHECKS = 5  # held-out loss is measured so many times a run, the last time at its end; of fewer steps only then
 
 
 class OutOfTime(Exception):
@@ -91,7 +91,7 @@ class HeldOut(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         if time.monotonic() > self.deadline:
             raise OutOfTime
-        every = max(1, state.max_steps // CHECKS)
+        every = state.max_steps // CHECKS or state.max_steps
         if state.global_step % every == 0 and state.global_step < state.max_steps:
             self.measure(state.global_step, given)
             self.trial.report(self.losses[state.global_step], state.global_step // every)

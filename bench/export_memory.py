@@ -1,14 +1,18 @@
-"""Peak memory of `iris export` on a model of Llama's 1B or 8B shape with random weights. Not a test of CI: 10 to 60 GB.
+"""Peak memory of `iris export` on random weights of a Llama-3 shape with a random adapter, the recital included.
 
-python tests/export_memory.py 1b TOKENIZER_FOLDER SCRATCH_FOLDER f16,q8_0,q4_k_m
+    python bench/export_memory.py 8b --tokenizer DIR --quant q8_0,q4_0 --out results/export-memory-8b.json
+
+Base, merged weights and GGUF files lie in a scratch folder beside the record and are deleted: of the 8B 45 GB.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +20,7 @@ import numpy as np
 
 from iris import record
 from iris.merge import Tensor, header
-from iris.speed import SHAPES
+from iris.speed import SHAPES, shape_config
 
 RANK = 16
 
@@ -57,14 +61,7 @@ def make_run(shape: str, tokenizer: Path, scratch: Path) -> Path:
     base, run = scratch / "base", scratch / "run"
     (run / "adapter").mkdir(parents=True)
     base.mkdir()
-    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    config = SHAPES[shape] | {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 128256, "rms_norm_eps": 1e-5,
-        "num_attention_heads": SHAPES[shape]["hidden_size"] // SHAPES[shape]["head_dim"], "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "dtype": "bfloat16",
-        "rope_parameters": rope | {"original_max_position_embeddings": 8192},
-    }  # fmt: skip
+    config = shape_config(shape).to_dict() | {"architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"}
     (base / "config.json").write_text(json.dumps(config))
     for file in tokenizer.glob("*.json"):
         shutil.copy(file, base)
@@ -91,11 +88,27 @@ def make_run(shape: str, tokenizer: Path, scratch: Path) -> Path:
 
 
 def main() -> None:
-    shape, tokenizer, scratch, quants = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
-    run = make_run(shape, tokenizer, scratch)
-    code = "import sys; from pathlib import Path; from iris.export import export; a = sys.argv; "
-    code += "print(export(Path(a[1]), Path(a[2]), a[3].split(',')).measures)"
-    subprocess.run([sys.executable, "-c", code, str(run), str(scratch / "out"), quants], check=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shape", choices=list(SHAPES))
+    parser.add_argument("--tokenizer", type=Path, required=True, help="a folder with Llama-3's tokenizer")
+    parser.add_argument("--quant", default="q8_0,q4_0")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.out.parent) as scratch:
+        run, out = make_run(args.shape, args.tokenizer, Path(scratch)), Path(scratch) / "out"
+        command = [sys.executable, "-m", "iris", "export", "--run", str(run), "--quant", args.quant, "--out", str(out)]
+        subprocess.run(command, check=True)
+        measures = record.read(out / "record.json").measures
+    result = record.Record(
+        kind="export",
+        name=args.out.stem,
+        model={"id": f"random weights, Llama-3 shapes: {args.shape}", "revision": None, "digest": None},
+        status="finished",
+        settings={"shape": args.shape, "quants": args.quant.split(","), "rank": RANK},
+        measures={key: value for key, value in measures.items() if key not in ("recited", "known_words")},
+    )
+    record.write(result, args.out)
+    print(json.dumps(result.measures))
 
 
 if __name__ == "__main__":
