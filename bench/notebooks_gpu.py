@@ -3,7 +3,7 @@ weights of Llama-3.2-1B's shape. One record, written anew after each part; a par
 
     python bench/notebooks_gpu.py --tokenizer DIR --data-dir DIR --out results/notebooks-h100.json
 
-No Jupyter is needed: the cells of the paired .py files run from top to bottom in a plain process, all as they are but
+No Jupyter is needed, only IPython, whose `display` prints what a notebook would show: the cells of the paired .py files run from top to bottom in a plain process, all as they are but
 for the names in the cell of choices. The trainings run one after the other in one process; the evaluations then run
 all at once, each in a process (and, as everywhere, lm-eval in one of its own), and read local benchmark files.
 """
@@ -19,11 +19,9 @@ import sys
 import tempfile
 import time
 import traceback
-import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +48,6 @@ def execute(notebook: str, choices: dict[str, Any]) -> dict[str, Any]:
             assert choices.keys() <= names.keys(), f"{notebook} has no choice called one of {', '.join(choices)}"
             names |= choices
     return names
-
-
-def without_ipython() -> None:
-    """Where IPython is not installed, something that prints what a notebook shows."""
-    module: Any = types.ModuleType("IPython.display")
-    for kind in ("HTML", "Image", "Markdown"):
-        setattr(module, kind, type(kind, (types.SimpleNamespace,), {"__init__": lambda self, *_, **__: None}))
-    module.display = lambda *shown, **_: print("shown:", *(type(one).__name__ for one in shown))
-    sys.modules |= {"IPython": types.ModuleType("IPython"), "IPython.display": module}
 
 
 def part(notebook: str, model: str, method: str, args: argparse.Namespace) -> None:
@@ -97,8 +86,6 @@ def scored(names: dict[str, Any]) -> dict[str, Any]:
 
 def child(args: argparse.Namespace) -> None:
     """All trainings (`--child 1_train`), or one evaluation (`--child 2_evaluate MODEL METHOD`)."""
-    if not util.find_spec("IPython"):
-        without_ipython()
     notebook, *which = args.child
     import torch
 

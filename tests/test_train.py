@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from iris import checkpoints, recipe, record, train
 from iris.errors import InputError, RunError
+from iris.plan import Plan
 
 SETTINGS = ["precision=fp32", "max_length=128", "batch_size=2", "save_steps=4", "learning_rate=5e-3"]
 
@@ -168,3 +170,25 @@ def test_four_bit_needs_a_gpu(tiny_model, tmp_path):
         pytest.skip("this machine has a GPU")
     with pytest.raises(InputError, match="needs a GPU; use --method lora16 or dora"):
         train.fit(make(tiny_model, method="qlora"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("step", [2, 6])
+def test_memory_that_runs_out_in_mid_training_costs_no_run(step, tiny_model, tmp_path, monkeypatch, capsys, finished):
+    """Before the first checkpoint (every 4 steps) it begins anew with less at a time, after it from there."""
+    whole, _ = finished
+    plans = [Plan(2, False, False), Plan(1, False, False)]
+    loss = train.Trainer.compute_loss
+
+    def short_of_memory(self, *args, **kwargs):
+        if self.args.per_device_train_batch_size == 2 and self.state.global_step == step:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(train, "plans", lambda *_: plans)
+    monkeypatch.setattr(train.Trainer, "compute_loss", short_of_memory)
+    made = train.fit(make(tiny_model), tmp_path / "run")
+    assert "trying with less at a time" in capsys.readouterr().out
+    assert made.settings["plan"]["micro_batch"] == 1 and len(made.measures["losses"]) == 12
+    trained, expected = weights(tmp_path / "run"), weights(whole)
+    assert all(torch.allclose(trained[name], expected[name], atol=2e-4) for name in expected)
+    assert step > 4 or all(torch.equal(trained[name], expected[name]) for name in expected)

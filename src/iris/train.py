@@ -178,6 +178,8 @@ def train(
     steps = recipe.max_steps if recipe.max_steps > 0 else recipe.num_train_epochs * len(items) / recipe.batch_size
     base = adapted.get_base_model()
     options = plans(recipe, base.config, base.num_parameters(), steps * recipe.tokens_per_step)
+    learned = {name: weight for name, weight in adapted.named_parameters() if weight.requires_grad}
+    fresh = {name: weight.detach().to("cpu", copy=True) for name, weight in learned.items()}
     for plan in options:
         result.settings["plan"] = plan.as_dict()
         if plan.sharded:
@@ -191,13 +193,19 @@ def train(
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             return trainer
         except torch.OutOfMemoryError:
-            if trainer.losses or plan.sharded or plan is options[-1]:
+            together = distributed.size() > 1 and trainer.losses  # the other processes are in the middle of a step
+            if together or plan.sharded or plan is options[-1]:
                 raise RunError("the GPU ran out of memory; lower max_length, or use --method qlora") from None
         # Not in the handler: there the error's trace still holds the tensors of the step that failed.
         print("that does not fit into memory; trying with less at a time", flush=True)
         del trainer
         gc.collect()
         torch.cuda.empty_cache()
+        checkpoint = checkpoints.last(out)
+        with torch.no_grad():
+            for name, weight in learned.items():
+                weight.copy_(fresh[name])
+                weight.grad = None
     raise AssertionError("plans() gives at least one plan")
 
 
