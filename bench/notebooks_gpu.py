@@ -3,9 +3,10 @@ weights of Llama-3.2-1B's shape. One record, written anew after each part; a par
 
     python bench/notebooks_gpu.py --tokenizer DIR --data-dir DIR --out results/notebooks-h100.json
 
-No Jupyter is needed, only IPython, whose `display` prints what a notebook would show: the cells of the paired .py files run from top to bottom in a plain process, all as they are but
-for the names in the cell of choices. The trainings run one after the other in one process; the evaluations then run
-all at once, each in a process (and, as everywhere, lm-eval in one of its own), and read local benchmark files.
+No Jupyter is needed, only IPython, whose `display` prints what a notebook would show: the cells of the paired .py
+files run from top to bottom in a plain process, all as they are but for the names in the cell of choices. The trainings
+run one after the other in one process; the evaluations then run all at once, each in a process (and, as everywhere,
+lm-eval in one of its own), and read local benchmark files.
 """
 
 from __future__ import annotations
