@@ -271,6 +271,26 @@ def quants(results: Path) -> tuple[dict[str, Record], dict[str, str]]:
     return dict(by_size), json.loads((results / "quants" / "default.json").read_text(encoding="utf-8"))
 
 
+def evaluation_table(groups: list[list[Scored]], records: list[Record], results: Path) -> str:
+    """The four benchmarks timed beside plain lm_eval (bench/evaluation.py), with how far the scores differ."""
+    path = results / "speed" / "evaluate-h100.json"
+    if not path.exists():
+        return ""
+    timed = record.read(path)
+    ours, plain = timed.measures["rows"]
+    tasks = list(ours["tasks"])
+    values = [[_value(row["tasks"][task]["value"], None) for task in tasks] for row in (ours, plain)]
+    seconds = [f" ({ours['tasks'][task]['seconds']:.0f} s)" for task in tasks]
+    rows = [[ours["who"], f"{ours['seconds']:.0f} s", *map("".join, zip(values[0], seconds, strict=True))]]
+    rows.append([plain["who"], f"{plain['seconds']:.0f} s", *values[1]])
+    said = (
+        f"{short(timed.model['id'])}, {timed.settings['precision']}, {timed.settings['device']}, the four benchmarks "
+        f"whole, start included: {plain['seconds'] / ours['seconds']:.1f} times faster, of which "
+        f"{ours['seconds'] - sum(ours['tasks'][task]['seconds'] for task in tasks):.0f} s are starting."
+    )
+    return markdown(["who", "time", *(TASKS[task] for task in tasks)], rows) + "\n\n" + said
+
+
 TABLES = {
     "quants": quants_table,
     "poems": poems_table,
@@ -278,6 +298,7 @@ TABLES = {
     "methods": methods_table,
     "seed": seed_table,
     "export": export_table,
+    "evaluation": evaluation_table,
 }
 
 
