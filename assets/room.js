@@ -1,4 +1,5 @@
-// What the page does without asking the server: copy and download the poem, Escape stops, a phone scrolls to the poem.
+// What the page does without asking the server: copy and download the poem, keep the earlier ones, say which buttons can
+// be pressed; Escape stops, a phone scrolls to the poem.
 (() => {
   const poem = () => [...document.querySelectorAll("#sheet .verse p")]
     .map((stanza) => [...stanza.querySelectorAll(".line")].map((line) => line.dataset.text).join("\n"))
@@ -36,12 +37,28 @@
     }
     for (const arrow of document.querySelectorAll("#more .icon:not([aria-hidden])")) arrow.ariaHidden = "true";
   };
-  let busy = false;
+  const KEPT = 12;
+  const shelve = ({ title, form, text }) => {
+    const shelf = document.querySelector("#earlier section");
+    if (!shelf.children.length) shelf.append(Object.assign(document.createElement("h3"), { textContent: "Earlier in this visit" }));
+    const row = document.createElement("details");
+    row.innerHTML = "<summary><span></span><i></i></summary><p></p>";
+    row.querySelector("span").textContent = title;
+    row.querySelector("i").textContent = form === "free" ? "free verse" : form;
+    row.querySelector("p").textContent = text;
+    shelf.firstChild.after(row);
+    shelf.children[KEPT + 1]?.remove();
+  };
+  let busy = false, shown = null;
   new MutationObserver(() => {
+    const sheet = document.querySelector("#sheet .sheet"), desk = document.querySelector("#desk");
+    if (!sheet || !document.querySelector("#tools #download")) return;  // the page is not built yet
     name();
-    const was = busy;
-    busy = Boolean(document.querySelector("#sheet [aria-busy=true]"));
-    const desk = document.querySelector("#desk");
+    const was = busy, text = poem();
+    busy = sheet.getAttribute("aria-busy") === "true";
+    for (const tool of document.querySelectorAll("#tools button")) tool.disabled = tool.id === "stop" ? !busy : busy || !text;
+    if (shown && (busy || text !== shown.text)) shelve(shown);
+    shown = busy || !text ? null : { title: sheet.querySelector("h2").textContent, form: sheet.dataset.form, text };
     if (busy && !was && desk.getBoundingClientRect().top > innerHeight / 2) {
       document.activeElement?.blur();  // puts away a phone's keyboard
       desk.scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });

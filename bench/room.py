@@ -3,14 +3,14 @@
 Starts app.py with the model and visits it by the page's own protocol, as browsers do, from this same machine. Tells,
 and writes as a record of kind "speed":
 
-first word      seconds from Write to the first word, on an idle room
-page            tokens a second that reach the page, against the engine called bare with the same seeds
-four            tokens a second of four visitors at once, against one
+first_word      seconds from Write to the first word, on an idle room
+speed           tokens a second that reach the page, for one visitor and for four at once, beside what the engine writes
+                when it is called bare for one and for four, by turns
 crowd           50 visitors at once for five minutes: who got a poem, who a place in the line; growth of memory
 leave           the first word of a visitor who comes when eight who write have pressed Stop, or closed their tab
 form            "Keep the form": share of poems that keep it, with and without, and what it costs in time
 
-Tokens are counted by characters, at the rate of tokens a character that the bare engine's own poems have.
+Speeds are measured in characters and told in tokens, at the rate of the poems that were written.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from typing import Any
 import httpx
 
 from iris import embedded, record
-from iris.poet import THEME_LIMIT, Poet, request
+from iris.poet import TEMPLATE_DATE, Poet, request
 from iris.poetry.verse import FORMS, judge
 from iris.room import SEATS
 
@@ -46,6 +46,9 @@ THEMES = ["rain", "the sea at night", "first snow", "letters never sent", "an ol
 THEMES += ["bread", "my grandmother's hands", "a street in March", "the moon", "leaving", "a garden"]
 LONG = {"form": "free", "length": "long"}
 WARM_UP = 60  # seconds of the crowd that do not count for memory
+LARGE = 4e8  # bytes from which a model has the 1B's aims
+
+Rows = list[dict[str, Any]]
 
 
 class App:
@@ -72,6 +75,7 @@ class App:
             for button in ("write", "stop")
         )
         self.button = ids["write"]
+        self.voice = next(each["props"]["value"] for each in config["components"] if each["id"] == ids["voice"])
 
     def memory(self) -> float:
         """Resident megabytes."""
@@ -87,13 +91,14 @@ class Visitor:
     """One tab of a browser."""
 
     def __init__(self, app: App) -> None:
-        self.app, self.session = app, secrets.token_hex(6)
+        self.app, self.session, self.finished = app, secrets.token_hex(6), False
         self.client = httpx.Client(base_url=app.url + "/gradio_api", timeout=900)
 
     def write(self, theme: str, seed: int, form: str = "free", length: str = "", keep: bool = False) -> Iterator[str]:
-        """Press Write; yields what the sheet says: "...", a place in the line, or the lines so far; the last is whole.
-        RuntimeError with the sentence of a refusal."""
-        data = [theme, form, "", length, "tuned", keep, seed, 0.7, None]
+        """Press Write; yields what the sheet says: "...", a place in the line, or the lines so far. `finished` once
+        the poem is whole. RuntimeError with the sentence of a refusal."""
+        self.finished = False
+        data = [theme, form, "", length, self.app.voice, keep, seed, 0.7]
         body = {"data": data, "fn_index": self.app.write, "session_hash": self.session, "trigger_id": self.app.button}
         self.client.post("/queue/join", json=body).raise_for_status()
         with self.client.stream("GET", "/queue/data", params={"session_hash": self.session}) as answer:
@@ -104,6 +109,7 @@ class Visitor:
                     found = json.dumps(json.loads(row[6:])["output"]["data"], ensure_ascii=False)
                     lines = re.findall(r'data-text=\\"(.*?)\\"', found)
                     note = re.search(r'class=\\"first\\">(.*?)<', found)
+                    self.finished = bool(lines) and r"aria-busy=\"false\"" in found
                     yield "\n".join(map(html.unescape, lines)) or f"... {note[1] if note else ''}"
 
     def poem(self, theme: str, seed: int, **wish: Any) -> tuple[str, float, float, bool]:
@@ -123,57 +129,59 @@ class Visitor:
 # --- the bare engine -------------------------------------------------------------------------------------------------
 
 
-def bare(model: Path, poems: int) -> None:
-    """Print {"text", "tokens", "seconds"} of each of so many poems; run in a process of its own."""
+def bare(model: Path, visitors: int, seconds: float) -> None:
+    """Print the characters and tokens a second that the engine alone writes for so many threads, each of which asks
+    again as soon as it has a poem; run in a process of its own."""
     poet = Poet(model, n_parallel=SEATS)
-    told: list[dict[str, Any]] = []
-    for number in range(-1, poems):
-        body = {
-            "messages": [{"role": "user", "content": request(THEMES[number % len(THEMES)], **LONG)}],
-            "chat_template_kwargs": {"date_string": "26 Jul 2024"},
-            "seed": number % 1000,
-            "temperature": 0.7,
-            "repeat_penalty": 1.1,
-            "repeat_last_n": 256,
-            "max_tokens": 512,
-        }
-        began = time.perf_counter()
-        poet._server.handle_chat_completions(body, lambda answer: bool(told.append(answer)))
-        answer, seconds = told.pop(), time.perf_counter() - began
-        if number >= 0:  # the one before was to warm up
-            text, tokens = answer["choices"][0]["message"]["content"], answer["usage"]["completion_tokens"]
-            print(json.dumps({"text": text.strip(), "tokens": tokens, "seconds": seconds}), flush=True)
+    counts = [[0, 0] for _ in range(visitors)]
+
+    def visit(number: int, end: float) -> None:
+        seed = 100 * number
+
+        def receive(chunk: dict[str, Any]) -> bool:
+            if piece := chunk["choices"][0]["delta"].get("content"):
+                counts[number][0] += len(piece)
+                counts[number][1] += 1
+            return time.perf_counter() > end
+
+        while time.perf_counter() < end:
+            seed += 1
+            body = {
+                "messages": [{"role": "user", "content": request(THEMES[seed % len(THEMES)], **LONG)}],
+                "chat_template_kwargs": {"date_string": TEMPLATE_DATE},
+                "seed": seed,
+                "temperature": 0.7,
+                "repeat_penalty": 1.1,
+                "repeat_last_n": 256,
+                "max_tokens": 512,
+                "stream": True,
+            }
+            poet._server.handle_chat_completions(body, receive)
+
+    visit(0, time.perf_counter() + 2)  # to warm up
+    counts[0] = [0, 0]
+    end = time.perf_counter() + seconds
+    _at_once(lambda number: visit(number, end), visitors)
+    print(json.dumps([sum(each) / seconds for each in zip(*counts, strict=True)]), flush=True)
+    os._exit(0)
 
 
-def engine_alone(model: Path, poems: int) -> tuple[float, float, float]:
-    """Characters a second, tokens a second, tokens a character of the engine without the page."""
-    command = [sys.executable, __file__, "--model", str(model), "--bare", str(poems)]
+def engine_alone(model: Path, visitors: int, seconds: float) -> tuple[float, float]:
+    """Characters and tokens a second of the engine without the page."""
+    command = [sys.executable, __file__, "--model", str(model), "--bare", str(visitors), "--seconds", str(seconds)]
     told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    rows = [json.loads(line) for line in told.splitlines() if line.startswith("{")]
-    characters, tokens, seconds = (
-        sum(each) for each in zip(*((len(r["text"]), r["tokens"], r["seconds"]) for r in rows), strict=True)
-    )
-    return characters / seconds, tokens / seconds, tokens / characters
+    characters, tokens = json.loads(told.splitlines()[-1])
+    return characters, tokens
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------
 
 
-def first_word(app: App) -> dict[str, Any]:
+def first_word(app: App, large: bool) -> Rows:
     Visitor(app).poem("warm up", 1, form="couplet")
     times = [Visitor(app).poem(theme, 1, form="haiku")[1] for theme in THEMES[:7]]
-    return {"first_word_wall_seconds": statistics.median(times), "worst_wall_seconds": max(times)}
-
-
-def page(app: App, model: Path, poems: int) -> dict[str, Any]:
-    app.close()  # the engine alone has the machine to itself
-    _, alone, rate = engine_alone(model, poems)
-    app.__init__(model)  # type: ignore[misc]
-    visitor = Visitor(app)
-    visitor.poem("warm up", 1, form="couplet")
-    told = [visitor.poem(THEMES[number % len(THEMES)], number, **LONG) for number in range(poems)]
-    got = sum(len(text) for text, *_ in told) / sum(seconds for _, _, seconds, _ in told) * rate
-    return {"tokens_per_s": got, "bare_tokens_per_s": alone, "page_ratio": got / alone, "tokens_a_character": rate}
+    told = f"{statistics.median(times):.2f} s, at worst {max(times):.2f} s"
+    return [row("first word in an idle room", "2.5 s" if large else "1 s", told, seconds=times)]
 
 
 def together(app: App, visitors: int, seconds: float) -> float:
@@ -197,13 +205,38 @@ def together(app: App, visitors: int, seconds: float) -> float:
     return sum(counts) / seconds
 
 
-def four(app: App, rate: float, seconds: float) -> dict[str, Any]:
-    one = together(app, 1, seconds) * rate
-    several = together(app, 4, seconds) * rate
-    return {"tokens_per_s": several, "one_tokens_per_s": one, "four_ratio": several / one}
+def speed(app: App, model: Path, large: bool, seconds: float, turns: int = 3) -> Rows:
+    Visitor(app).poem("warm up", 1, form="couplet")
+    page: dict[int, list[float]] = {1: [], 4: []}
+    alone: dict[int, list[float]] = {1: [], 4: []}
+    rates = []
+    for _ in range(turns):
+        for visitors in (1, 4):
+            characters, tokens = engine_alone(model, visitors, seconds)
+            alone[visitors].append(characters)
+            rates.append(tokens / characters)
+            page[visitors].append(together(app, visitors, seconds))
+    rate = statistics.mean(rates)
+    one, four = (rate * statistics.median(page[visitors]) for visitors in (1, 4))
+    bare_one, bare_four = (rate * statistics.median(alone[visitors]) for visitors in (1, 4))
+    figures = {"tokens_a_character": rate, "page_characters_per_s": page, "engine_characters_per_s": alone}
+    return [
+        row(
+            "tokens a second through the page, of the bare engine's",
+            "0.9",
+            f"{one / bare_one:.2f} ({one:.1f} of {bare_one:.1f})",
+            **figures,
+        ),
+        row(
+            "four visitors at once, together, of one's tokens a second",
+            "2.4" if large else "1.5",
+            f"{four / one:.2f} ({four:.1f} of {one:.1f}); the bare engine {bare_four / bare_one:.2f} "
+            f"({bare_four:.1f} of {bare_one:.1f})",
+        ),
+    ]
 
 
-def crowd(app: App, visitors: int, seconds: float) -> dict[str, Any]:
+def crowd(app: App, visitors: int, seconds: float) -> Rows:
     end = time.perf_counter() + seconds
     came: Counter[str] = Counter()
     silences: list[float] = []
@@ -213,23 +246,24 @@ def crowd(app: App, visitors: int, seconds: float) -> dict[str, Any]:
     def visit(number: int) -> None:
         chance = random.Random(number)
         while time.perf_counter() < end:
-            visitor, began, told = Visitor(app), time.perf_counter(), 0.0
-            outcome, place = "silence", False
+            visitor, began, told, place = Visitor(app), time.perf_counter(), 0.0, False
             wish = {"form": chance.choice(FORMS), "keep": chance.random() < 0.25}
             try:
                 for text in visitor.write(chance.choice(THEMES), chance.randrange(2**31), **wish):
                     place = place or "You are number" in text
                     if not told and (place or not text.startswith("...")):
                         told = time.perf_counter() - began
-                    outcome = outcome if text.startswith("...") else "poem"
+                outcome = "a poem" if visitor.finished else "neither a poem nor a refusal"
             except RuntimeError as error:
+                told = told or time.perf_counter() - began
                 outcome = "refused, number told" if "you would be number" in str(error).lower() else f"error: {error}"
             except httpx.HTTPError as error:
                 outcome = f"error: {type(error).__name__}"
             with door:
                 came[outcome] += 1
-                came["had a place in the line"] += place
-                silences.append(told)
+                came["told a place in the line"] += place
+                silences.append(told or time.perf_counter() - began)
+            visitor.client.close()
 
     def watch() -> None:
         while time.perf_counter() < end:
@@ -243,21 +277,25 @@ def crowd(app: App, visitors: int, seconds: float) -> dict[str, Any]:
     warm = min(WARM_UP, seconds / 3)
     before = statistics.mean(mb for at, mb in memory if warm <= at < warm + seconds / 6)
     after = statistics.mean(mb for at, mb in memory if at > seconds * 5 / 6)
-    return {
-        "visitors": visitors,
-        "seconds": seconds,
-        "outcomes": dict(came),
-        "until_told_worst_seconds": max(silences),
-        "crashed": app.process.poll() is not None,
-        "memory_before_mb": before,
-        "memory_after_mb": after,
-        "memory_growth_ratio": after / before - 1,
-    }
+    places = came.pop("told a place in the line")
+    crashed = app.process.poll() is not None
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in came.most_common())
+    told = f"{outcomes}; {places} were first told their place; {'crashed' if crashed else 'no crash'}"
+    return [
+        row(f"{visitors} visitors at once for {seconds:.0f} s", "each a poem or a number, no crash", told),
+        row("until a visitor of the crowd is told something", "", f"at worst {max(silences):.1f} s", seconds=silences),
+        row(
+            "memory of the crowded room after a minute, and at its end",
+            "under 5% growth",
+            f"{before:.0f} MB, {after:.0f} MB ({after / before - 1:+.1%})",
+            megabytes=memory,
+        ),
+    ]
 
 
-def leave(app: App) -> dict[str, Any]:
-    found = {}
-    for how in ("stop", "closed_tab"):
+def leave(app: App) -> Rows:
+    rows = []
+    for how in ("stop", "closed tab"):
         times = []
         for attempt in range(5):
             visitors = [Visitor(app) for _ in range(SEATS)]
@@ -274,12 +312,12 @@ def leave(app: App) -> dict[str, Any]:
             settle(newcomer)
             times.append(time.perf_counter() - began)
             list(newcomer)
-        found[f"{how}_wall_seconds"] = statistics.median(times)
-        found[f"{how}_worst_wall_seconds"] = max(times)
-    return found
+        told = f"{statistics.median(times):.2f} s, at worst {max(times):.2f} s"
+        rows.append(row(f"first word after eight who wrote: {how}", "1 s", told, seconds=times))
+    return rows
 
 
-def form(app: App, requests: int) -> dict[str, Any]:
+def form(app: App, large: bool, requests: int) -> Rows:
     forms = [name for name in FORMS if name != "free"]
     kept, seconds = {False: 0, True: 0}, {False: 0.0, True: 0.0}
     visitor = Visitor(app)
@@ -290,15 +328,25 @@ def form(app: App, requests: int) -> dict[str, Any]:
             kept[keep] += judge(text, shape).keeps
             seconds[keep] += took
     plain, better = (100 * kept[keep] / requests for keep in (False, True))
-    return {
-        "requests": requests,
-        "keeps_percent_plain": plain,
-        "keeps_percent": better,
-        "lift_points": better - plain,
-        "wall_seconds_plain": seconds[False] / requests,
-        "wall_seconds": seconds[True] / requests,
-        "form_time_ratio": seconds[True] / seconds[False],
-    }
+    ratio = seconds[True] / seconds[False]
+    each = {keep: seconds[keep] / requests for keep in seconds}
+    return [
+        row(
+            f"keep the form: {requests} requests that keep it",
+            "15 points more",
+            f"{better:.0f}%, {plain:.0f}% without ({better - plain:+.0f} points)",
+        ),
+        row(
+            "keep the form: time, of one poem's",
+            "1.8" if large else "2.5",
+            f"{ratio:.2f} ({each[True]:.2f} s of {each[False]:.2f} s)",
+        ),
+    ]
+
+
+def row(what: str, asked: str, measured: str, **figures: Any) -> dict[str, Any]:
+    """A row of the README's table; `figures` stay in the record."""
+    return {"what": what, "asked": asked, "measured": measured} | ({"figures": figures} if figures else {})
 
 
 def _at_once(work: Callable[[int], None], count: int) -> None:
@@ -310,9 +358,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the room under load.")
     parser.add_argument("--model", type=Path, help="a GGUF file; the embedded SmolLM2 unless given")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--only", default="first_word,page,four,crowd,leave,form", help="which parts, by commas")
-    parser.add_argument("--poems", type=int, default=6, help="poems for the page against the bare engine")
-    parser.add_argument("--seconds", type=float, default=300, help="how long the crowd stays")
+    parser.add_argument("--only", default="first_word,speed,crowd,leave,form", help="which parts, by commas")
+    parser.add_argument("--seconds", type=float, default=20, help="of each measurement of speed")
+    parser.add_argument("--crowd", type=float, default=300, help="seconds that the crowd stays")
     parser.add_argument("--visitors", type=int, default=50)
     parser.add_argument("--requests", type=int, default=60, help="poems for Keep the form")
     parser.add_argument("--note", default="", help="goes into the record: what else the machine did, say")
@@ -320,27 +368,22 @@ def main() -> None:
     args = parser.parse_args()
     model = (args.model or embedded.gguf()).resolve()
     if args.bare:
-        bare(model, args.bare)
-        return
+        bare(model, args.bare, args.seconds)
     began = time.perf_counter()
-    app = App(model)
-    rows: list[dict[str, Any]] = []
-    rate = 0.25  # tokens a character, until the page's part has measured it
-    parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "first_word": lambda: first_word(app),
-        "page": lambda: page(app, model, args.poems),
-        "four": lambda: four(app, rate, 40),
-        "crowd": lambda: crowd(app, args.visitors, args.seconds),
+    app, large = App(model), model.stat().st_size > LARGE
+    rows: Rows = []
+    parts: dict[str, Callable[[], Rows]] = {
+        "first_word": lambda: first_word(app, large),
+        "speed": lambda: speed(app, model, large, args.seconds),
+        "crowd": lambda: crowd(app, args.visitors, args.crowd),
         "leave": lambda: leave(app),
-        "form": lambda: form(app, args.requests),
+        "form": lambda: form(app, large, args.requests),
     }
     try:
         for name in args.only.split(","):
-            rows.append(
-                {"part": name} | {k: round(v, 4) if isinstance(v, float) else v for k, v in parts[name]().items()}
-            )
-            rate = rows[-1].get("tokens_a_character", rate)
-            print(json.dumps(rows[-1]), flush=True)
+            for each in parts[name]():
+                rows.append(each)
+                print(" | ".join(value for value in each.values() if isinstance(value, str)), flush=True)
     finally:
         app.close()
     if args.out:
@@ -349,7 +392,7 @@ def main() -> None:
             name=args.out.stem,
             status="finished",
             model={"id": model.name, "revision": None, "digest": record.file_digest(model)},
-            settings={"device": f"{os.cpu_count()} CPU cores, visitors on the same", "theme_limit": THEME_LIMIT},
+            settings={"device": f"{os.cpu_count()} CPU cores, visitors on the same", "seconds": args.seconds},
             measures={"rows": rows, "wall_seconds": round(time.perf_counter() - began, 1)},
             note=args.note,
         )

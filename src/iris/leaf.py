@@ -1,4 +1,4 @@
-"""The leaf of the book as HTML: the poem with its marks, and the earlier poems of a visit.
+"""The leaf of the book as HTML: the poem with its marks.
 
 Titles are the visitor's words and poems the model's: both are shown as text, whatever they hold."""
 
@@ -47,16 +47,6 @@ def leaf(
         f"<h2{'' if title else ' aria-hidden=true'}>{html.escape(title)}</h2>"
         f'<div class="verse">{body}</div><footer>{small}</footer></article>'
     )
-
-
-def shelf(poems: list[tuple[str, str, str]]) -> str:
-    """Earlier poems, each its title, form and text, newest first."""
-    rows = "".join(
-        f"<details><summary><span>{html.escape(title)}</span><i>{html.escape(form)}</i></summary>"
-        f"<p>{html.escape(text)}</p></details>"
-        for title, form, text in poems
-    )
-    return f"<h3>Earlier in this visit</h3>{rows}" if rows else ""
 
 
 def _mark(line: Line, number: int, form: str) -> str:
