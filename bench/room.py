@@ -181,7 +181,9 @@ def first_word(app: App, large: bool) -> Rows:
     Visitor(app).poem("warm up", 1, form="couplet")
     times = [Visitor(app).poem(theme, 1, form="haiku")[1] for theme in THEMES[:7]]
     told = f"{statistics.median(times):.2f} s, at worst {max(times):.2f} s"
-    return [row("first word in an idle room", "2.5 s" if large else "1 s", told, seconds=times)]
+    return [
+        row("first word in an idle room", "2.5 s" if large else "1 s", told, seconds=[round(each, 3) for each in times])
+    ]
 
 
 def together(app: App, visitors: int, seconds: float) -> float:
@@ -205,7 +207,7 @@ def together(app: App, visitors: int, seconds: float) -> float:
     return sum(counts) / seconds
 
 
-def speed(app: App, model: Path, large: bool, seconds: float, turns: int = 3) -> Rows:
+def speed(app: App, model: Path, large: bool, seconds: float, turns: int = 2) -> Rows:
     Visitor(app).poem("warm up", 1, form="couplet")
     page: dict[int, list[float]] = {1: [], 4: []}
     alone: dict[int, list[float]] = {1: [], 4: []}
@@ -213,13 +215,13 @@ def speed(app: App, model: Path, large: bool, seconds: float, turns: int = 3) ->
     for _ in range(turns):
         for visitors in (1, 4):
             characters, tokens = engine_alone(model, visitors, seconds)
-            alone[visitors].append(characters)
+            alone[visitors].append(round(characters, 1))
             rates.append(tokens / characters)
-            page[visitors].append(together(app, visitors, seconds))
+            page[visitors].append(round(together(app, visitors, seconds), 1))
     rate = statistics.mean(rates)
     one, four = (rate * statistics.median(page[visitors]) for visitors in (1, 4))
     bare_one, bare_four = (rate * statistics.median(alone[visitors]) for visitors in (1, 4))
-    figures = {"tokens_a_character": rate, "page_characters_per_s": page, "engine_characters_per_s": alone}
+    figures = {"tokens_a_character": round(rate, 4), "page_characters_per_s": page, "engine_characters_per_s": alone}
     return [
         row(
             "tokens a second through the page, of the bare engine's",
@@ -283,12 +285,12 @@ def crowd(app: App, visitors: int, seconds: float) -> Rows:
     told = f"{outcomes}; {places} were first told their place; {'crashed' if crashed else 'no crash'}"
     return [
         row(f"{visitors} visitors at once for {seconds:.0f} s", "each a poem or a number, no crash", told),
-        row("until a visitor of the crowd is told something", "", f"at worst {max(silences):.1f} s", seconds=silences),
+        row("until a visitor of the crowd is told something", "", f"at worst {max(silences):.1f} s"),
         row(
             "memory of the crowded room after a minute, and at its end",
             "under 5% growth",
             f"{before:.0f} MB, {after:.0f} MB ({after / before - 1:+.1%})",
-            megabytes=memory,
+            megabytes=[round(mb, 1) for _, mb in memory[::5]],
         ),
     ]
 
@@ -313,7 +315,9 @@ def leave(app: App) -> Rows:
             times.append(time.perf_counter() - began)
             list(newcomer)
         told = f"{statistics.median(times):.2f} s, at worst {max(times):.2f} s"
-        rows.append(row(f"first word after eight who wrote: {how}", "1 s", told, seconds=times))
+        rows.append(
+            row(f"first word after eight who wrote: {how}", "1 s", told, seconds=[round(each, 3) for each in times])
+        )
     return rows
 
 

@@ -499,23 +499,36 @@ def test_no_token_is_shown_and_no_word_kept(server) -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_visitors_who_leave_make_room(server) -> None:
-    def begin(seed: int) -> httpx.Response:
-        wish = ["the long road home", "free", "", "long", False, "", seed, 1.0]
-        told = httpx.post(f"{server.url}/gradio_api/call/poem", json={"data": wish}).json()
-        client = httpx.Client(timeout=30)
-        return client.send(
-            client.build_request("GET", f"{server.url}/gradio_api/call/poem/{told['event_id']}"), stream=True
-        )
+def begin(server: Server, seed: int) -> httpx.Response:
+    """A visitor by plain HTTP who asks for a long poem and listens."""
+    wish = ["the long road home", "free", "", "long", False, "", seed, 1.0]
+    told = httpx.post(f"{server.url}/gradio_api/call/poem", json={"data": wish}).json()
+    client = httpx.Client(timeout=30)
+    return client.send(
+        client.build_request("GET", f"{server.url}/gradio_api/call/poem/{told['event_id']}"), stream=True
+    )
 
-    leaving = [begin(seed) for seed in range(16)]  # eight write, eight wait
+
+def test_visitors_who_leave_make_room(server) -> None:
+    leaving = [begin(server, seed) for seed in range(16)]  # eight write, eight wait
     for answer in leaving[:8]:
         next(line for line in answer.iter_lines() if "data: [" in line and "full" not in line)
     for answer in leaving:
         answer.close()
     began = time.perf_counter()
-    first = next(line for line in begin(99).iter_lines() if "data: [" in line and "full" not in line)
+    first = next(line for line in begin(server, 99).iter_lines() if "data: [" in line and "full" not in line)
     assert first and time.perf_counter() - began < 5
+
+
+def test_a_full_room_tells_a_number_and_then_writes(server, visit) -> None:
+    others = [begin(server, seed) for seed in range(12)]
+    page = visit()
+    ask(page, "rain")
+    told = page.get_by_text(re.compile(r"^The room is full\. You are number \d+; your poem begins by itself\.$"))
+    told.wait_for()
+    for answer in others:
+        answer.close()
+    assert poem_on(page)
 
 
 # --- nonsense --------------------------------------------------------------------------------------------------------
