@@ -21,7 +21,7 @@ import gradio as gr  # noqa: E402
 from iris.errors import InputError, RunError  # noqa: E402
 from iris.leaf import leaf  # noqa: E402
 from iris.poet import LENGTHS, MOODS, clean_theme  # noqa: E402
-from iris.poetry.verse import FORMS  # noqa: E402
+from iris.poetry.verse import FORMS, line_syllables  # noqa: E402
 from iris.room import Progress, Room  # noqa: E402
 from iris.space import MISFITS, Page, foot, head, settings, voices  # noqa: E402
 
@@ -177,6 +177,7 @@ def open_room() -> tuple[gr.Blocks, dict[str, Any]]:
     poets, names = voices(wanted)
     for secret in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         os.environ.pop(secret, None)  # the model is here: nothing in this process needs it any more
+    line_syllables("iris")  # reads the dictionary now: the first poem to be marked would hold up all visitors for it
     serif = ["Iris Garamond", "Georgia", "serif"]
     options = {
         "theme": gr.themes.Base(font=[gr.themes.Font(name) for name in serif], font_mono=[gr.themes.Font("monospace")]),
