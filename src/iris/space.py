@@ -76,8 +76,8 @@ def head(assets: Path) -> str:
 
 
 class Page(gr.Blocks):
-    """Blocks that leave the cores to the engine, and where a caller of /poem may leave out any value that has a default,
-    also without gradio_client."""
+    """Blocks that leave the cores to the engine. A caller of /poem may leave out any value that has a default, also
+    without gradio_client."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
