@@ -97,7 +97,7 @@ def page(room: Room, names: dict[str, str], foot: str) -> gr.Blocks:
             at_work[session] = mine = object()
             if pressed.target is another:
                 asked[seed] = None
-            shape, sown, now = asked[form], asked[seed], Progress()
+            shape, sown, now, place = asked[form], asked[seed], Progress(), 0
             try:
                 title = clean_theme(asked[theme])
                 yield leaf(title, form=shape, note="…", busy=True)
@@ -105,7 +105,8 @@ def page(room: Room, names: dict[str, str], foot: str) -> gr.Blocks:
                     async for now in writing:
                         if at_work.get(session) is not mine:
                             break
-                        if not now.poem:
+                        if not now.poem and not place == now.place > 0:
+                            place = now.place
                             note = waiting(now.place) if now.place else "" if now.text else "…"
                             yield leaf(title, now.text, form=shape, note=note, busy=True)
             except Exception as error:
@@ -158,12 +159,15 @@ def page(room: Room, names: dict[str, str], foot: str) -> gr.Blocks:
             Returns:
                 The poem, lines separated by line breaks. While the room is full, your place in the line.
             """
+            place = 0
             try:
                 wish = (theme, form, mood, length, voice, keep_form, seed, temperature)
                 async with aclosing(room.write(*wish)) as writing:
                     async for now in writing:
-                        if text := waiting(now.place) if now.place else now.poem.text if now.poem else now.text:
+                        text = waiting(now.place) if now.place else now.poem.text if now.poem else now.text
+                        if text and not place == now.place > 0:
                             yield text
+                        place = now.place
             except Exception as error:
                 raise refusal(error) from None
 

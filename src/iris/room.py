@@ -19,7 +19,6 @@ LINE = 100  # visitors who may wait
 TICK = 0.05  # seconds: a poem is shown anew every two ticks, and one more for each other seat that is taken, because
 # each time costs the engine 3 to 5 ms of its cores
 PULSE = 0.5  # seconds after which progress is given even if nothing has changed: only then it shows that a visitor left
-PLACE = 2.0  # seconds between two such signs, with one's place, to those who wait
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class Room:
         try:
             told = 0.0
             while self._line[0] is not ticket or self._free < seats:
-                if time.monotonic() - told > PLACE:
+                if time.monotonic() - told > PULSE:
                     told = time.monotonic()
                     yield self._line.index(ticket) + 1
                 await asyncio.sleep(2 * TICK)
