@@ -46,6 +46,7 @@ THEMES = ["rain", "the sea at night", "first snow", "letters never sent", "an ol
 THEMES += ["bread", "my grandmother's hands", "a street in March", "the moon", "leaving", "a garden"]
 LONG = {"form": "free", "length": "long"}
 WARM_UP = 60  # seconds of the crowd that do not count for memory
+WARM = 5  # seconds before a speed is measured
 LARGE = 4e8  # bytes from which a model has the 1B's aims
 
 Rows = list[dict[str, Any]]
@@ -133,7 +134,6 @@ def bare(model: Path, visitors: int, seconds: float) -> None:
     """Print the characters and tokens a second that the engine alone writes for so many threads, each of which asks
     again as soon as it has a poem; run in a process of its own."""
     poet = Poet(model, n_parallel=SEATS)
-    counts = [[0, 0] for _ in range(visitors)]
 
     def visit(number: int, end: float) -> None:
         seed = 100 * number
@@ -158,10 +158,10 @@ def bare(model: Path, visitors: int, seconds: float) -> None:
             }
             poet._server.handle_chat_completions(body, receive)
 
-    visit(0, time.perf_counter() + 2)  # to warm up
-    counts[0] = [0, 0]
-    end = time.perf_counter() + seconds
-    _at_once(lambda number: visit(number, end), visitors)
+    for length in (WARM, seconds):  # the first time, every slot reads its first prompt
+        counts = [[0, 0] for _ in range(visitors)]
+        end = time.perf_counter() + length
+        _at_once(lambda number, end=end: visit(number, end), visitors)  # type: ignore[misc]
     print(json.dumps([sum(each) / seconds for each in zip(*counts, strict=True)]), flush=True)
     os._exit(0)
 
@@ -217,6 +217,7 @@ def speed(app: App, model: Path, large: bool, seconds: float, turns: int = 2) ->
             characters, tokens = engine_alone(model, visitors, seconds)
             alone[visitors].append(round(characters, 1))
             rates.append(tokens / characters)
+            together(app, visitors, WARM)
             page[visitors].append(round(together(app, visitors, seconds), 1))
     rate = statistics.mean(rates)
     one, four = (rate * statistics.median(page[visitors]) for visitors in (1, 4))
