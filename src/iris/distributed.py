@@ -94,10 +94,12 @@ def join() -> None:
 
 
 def leave() -> None:
-    """The counterpart of `join`, when all is done."""
+    """The counterpart of `join`, when all is done: for all at once, as one that goes while another still receives from
+    it may crash."""
     if size() > 1:
         import torch
 
+        wait()
         torch.distributed.destroy_process_group()
 
 
