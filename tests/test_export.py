@@ -104,6 +104,7 @@ def make_run(folder: Path, base: Path, status: str = "finished", scale: float = 
             parameter.data *= 1 + 0.05 * torch.randn_like(parameter)
     model.save_pretrained(folder / "adapter")
     load_tokenizer(str(base)).save_pretrained(folder / "adapter")
+    (folder / "adapter" / "training_args.bin").write_bytes(b"a pickle, as transformers leaves one")
     source = {"id": embedded.ID, "revision": None, "digest": record.folder_digest(base)}
     record.write(record.Record("training", folder.name, source, status), folder / "record.json")
     return folder
@@ -486,6 +487,7 @@ def test_exported_folder(exported: Path, run: Path) -> None:
     names = {path.name for path in exported.iterdir()}
     weights = {f"SmolLM2-135M-Instruct-Iris-{quant}.gguf" for quant in ("F16", "Q8_0", "Q4_K_M")}
     assert names == {*weights, "merged", "adapter", "Modelfile", "record.json", export.SUMS}
+    assert not list(exported.rglob("*.bin"))  # nobody has to trust a pickle
     for quant in ("f16", "q8_0", "q4_k_m"):
         size = next(exported.glob(f"*-{quant.upper()}.gguf")).stat().st_size
         assert result.measures[f"bytes_{quant}"] == size

@@ -73,7 +73,7 @@ def export(run: Path, out: Path, quants: list[str]) -> record.Record:
                 path = scratch / f"{name}-{quant.upper()}.gguf"
                 gguf_file.write(scratch / "merged", path, quant, name, bar.update)
                 files[quant] = path
-        shutil.copytree(run / "adapter", scratch / "adapter")
+        shutil.copytree(run / "adapter", scratch / "adapter", ignore=shutil.ignore_patterns("*.bin"))  # pickles
         smallest = min(files.values(), key=lambda path: path.stat().st_size)
         (scratch / "Modelfile").write_text(modelfile(scratch / "merged", smallest.name), encoding="utf-8")
         poem = recite(smallest)
