@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 from . import checkpoints
-from . import record as records
 from .errors import InputError, RunError
 from .hub import TIMEOUT, patiently
 
@@ -126,9 +125,7 @@ def fetch_last(repo_id: str, out: Path) -> Path | None:
         if checkpoints.is_whole(fetched / name):
             shutil.rmtree(out / name, ignore_errors=True)
             os.replace(fetched / name, out / name)
-            run = records.read(fetched / "record.json")
-            run.status = "stopped"  # whatever became of it there, here it ends with this checkpoint
-            records.write(run, out / "record.json")  # last: a run without it is fetched again
+            os.replace(fetched / "record.json", out / "record.json")  # last: a run without it is fetched again
             shutil.rmtree(pulled)
             print(f"{name} was fetched from {repo_id}", flush=True)
             return out / name
