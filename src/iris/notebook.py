@@ -103,7 +103,7 @@ def train(chosen: Choices) -> record.Record:
         push.fetch_last(kept, out)
     if path.exists():
         earlier = record.read(path)
-        if earlier.status == "finished":
+        if earlier.status == "finished" and (out / "adapter").exists():  # one fetched from the Hub is its checkpoint
             if changed := recipes.changes(chosen.recipe, earlier.recipe or {}):
                 raise InputError(f"{out} holds a run with another {', '.join(changed)}; choose another name")
             print(f"{out} holds this run, finished; choose another name to train anew")
