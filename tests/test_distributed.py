@@ -10,13 +10,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from small_llama import make_model, make_tokenizer
 
 from iris import checkpoints, distributed, recipe, record
 from iris.errors import InputError
+from iris.fast import FastLinear
 from iris.trainer import EvenSampler
 
 SETTINGS = ["precision=fp32", "max_length=64", "batch_size=4", "save_steps=5", "learning_rate=5e-3", "warmup_steps=0"]
@@ -236,3 +239,13 @@ def test_two_processes_lose_no_item_and_count_none_twice(small, tmp_path):
         assert items[1][task]["id"] == items[0][task]["id"]
         assert items[1][task]["value"] == pytest.approx(items[0][task]["value"], abs=1e-5)
         assert shared.tasks[task]["value"] == pytest.approx(scores["value"], abs=1e-6)
+
+
+def test_a_packed_weight_travels_as_bytes():
+    """Seen as 16-bit floats, some of its bytes are NaNs, which a GPU's copy makes all alike."""
+    packed = torch.arange(256, dtype=torch.uint8).repeat(2).view(-1, 1)
+    layer = SimpleNamespace(row_norms=None, nf4=(packed, torch.ones(16)), out_features=4, base_layer=SimpleNamespace())
+    FastLinear.get_ready_to_shard(layer, torch.device("cpu"))
+    weight = layer.base_layer.weight
+    assert weight.dtype == torch.uint8 and not weight.requires_grad and weight.shape == (4, 128)
+    assert torch.equal(weight.view(-1, 1), packed) and layer.nf4[0] is None

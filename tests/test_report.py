@@ -153,9 +153,9 @@ def test_the_other_tables(lab):
 def test_one_table_joins_training_and_writing_by_size(lab):
     told = table(run(lab), "speed")
     rows = {line.split("|")[1].strip(): line for line in told.splitlines() if line.startswith("|")}
-    assert "| qlora<br>lora16 | 70,477<br>80,000 | 0.25 s<br>0.25 s | 22.4 GB<br>23.8 GB |" in rows["**1B**"]
+    assert "| qlora<br>lora16<br>dora | 70,477<br>80,000<br>not measured here | 0.25 s<br>0.25 s<br>" in rows["**1B**"]
     assert "| Q4_0<br>Q8_0 |" in rows["**1B**"] and "| 27.0<br>17.5 | 1.5 GB<br>1.5 GB | 60%<br>60% |" in rows["**1B**"]
-    assert "| not measured here |" in rows["**3B**"] and "| qlora | 12,500 |" in rows["**8B**"]
+    assert "| not measured here |" in rows["**3B**"] and "| qlora<br>dora<br>lora16 | 12,500<br>" in rows["**8B**"]
     assert list(rows)[2:5] == ["**1B**", "**3B**", "**8B**"]
     assert "losses" not in told and "training on NVIDIA H100; GGUF on 2 cores" in told
     assert "| lora16 | 80,000 tokens/s, 23.8 GB | 34,143 tokens/s, 37.2 GB |" in told  # beside the peer

@@ -105,6 +105,14 @@ def halve_until_it_fits(run: Callable[[int], Any], batch_size: int, say: Callabl
             torch.cuda.empty_cache()
 
 
+def keep_documents(task: Any) -> None:
+    """Let an lm-eval task hold the documents it is scored on as a list: it would process its data set anew, and read it
+    from Arrow row by row, every time it looks at them, in every process all of them."""
+    split = task.config.test_split if task.has_test_docs() else task.config.validation_split
+    task.dataset = {**task.dataset, split: list(task.eval_docs)}
+    task.config.process_docs = None
+
+
 def summary(task: str, results: dict[str, Any]) -> dict[str, Any]:
     """What a record needs of lm-eval's results for one task or group, from its own aggregates and samples.
 
@@ -172,7 +180,7 @@ def run(job: dict[str, Any], say: Callable[..., None]) -> None:
         _use_local_data(job["data_dir"])
     with said_plainly(f"the model {job['model_args']['pretrained']}"):
         lm = SharedContextLM(**job["model_args"], device=job["device"], batch_size=1)
-    # lm-eval compiles a task's templates again for every item, and maps a data set every time it looks at it
+    # lm-eval compiles a task's templates again for every item
     lm_eval.utils.env.from_string = lru_cache(lm_eval.utils.env.from_string)
     folders = [Path(lm_eval.__file__).parent / "tasks" / source[3] for source in DATA.values()]
     manager = TaskManager(include_path=[TASKS, *folders], include_defaults=False)
@@ -183,8 +191,7 @@ def run(job: dict[str, Any], say: Callable[..., None]) -> None:
         with said_plainly(f"{name}'s data" + ("" if job["data_dir"] else " (no --data-dir is given)")):
             loaded = manager.load([name])
         for one in loaded["tasks"].values():
-            if one.config.process_docs:
-                one.config.process_docs = lru_cache(one.config.process_docs)
+            keep_documents(one)
 
         def attempt(batch_size: int, task: dict[str, Any] = task, loaded: Any = loaded) -> dict[str, Any]:
             lm.batch_size_per_gpu = batch_size

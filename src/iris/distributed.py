@@ -157,7 +157,7 @@ def shard(adapted: Any) -> None:
         parameter.data = parameter.data.to(here)
     for module in adapted.modules():
         if isinstance(module, FastLinear):
-            module.get_ready_to_shard(here, llama.model.norm.weight.dtype)
+            module.get_ready_to_shard(here)
     mesh = init_device_mesh(here.type, (size(),))
     for module in [*llama.model.layers, llama.model.norm]:
         module._compiled_call_impl = None  # by a plan that did not fit; FSDP's hooks are not to be compiled

@@ -26,17 +26,17 @@ class FastLinear:
             return F.linear(x, self.base_layer.weight)
         packed, absmax = self.nf4
         if packed is None:
-            packed = self.base_layer.weight.view(torch.uint8).view(-1, 1)
+            packed = self.base_layer.weight.view(-1, 1)
         return linear_4bit(x, packed, absmax, self.out_features, False)
 
-    def get_ready_to_shard(self: Any, device: torch.device, dtype: torch.dtype) -> None:
-        """Hold the packed 4-bit weight as a parameter that FSDP takes: of `dtype` (16 bits), as the rest of its layer,
-        with a row for every output."""
+    def get_ready_to_shard(self: Any, device: torch.device) -> None:
+        """Hold the packed 4-bit weight as a parameter that FSDP takes, with a row for every output. It stays bytes: on
+        its way through FSDP a float would lose what looks like a NaN."""
         if self.row_norms is not None:
             self.row_norms = self.row_norms.to(device)
         if self.nf4 is not None:
             packed, absmax = self.nf4
-            rows = packed.as_subclass(torch.Tensor).view(self.out_features, -1).view(dtype)
+            rows = packed.as_subclass(torch.Tensor).view(self.out_features, -1)
             self.base_layer.weight = torch.nn.Parameter(rows, requires_grad=False)
             self.nf4 = (None, absmax)
 

@@ -1,8 +1,8 @@
 """results/ -> the README's tables and pictures. Reads files only; the same records give the same bytes.
 
 A table stands in README.md between `<!-- iris:NAME -->` and `<!-- /iris:NAME -->`, NAME being one of TABLES (a marker
-that is not there is passed over); a picture lies in results/. Only finished, full records enter; what is left out is
-told.
+that is not there is passed over); a picture lies in results/. Only finished, full records enter (of a measurement of
+speed that was cut off, the rows that it had finished); what is left out is told.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def load(results: Path) -> dict[Path, Record]:
         if path.name == SEED:
             continue
         one = record.read(path)
-        if one.status == "finished" and not one.settings.get("limit"):
+        whole = one.status == "finished" or one.kind == "speed"  # whose every row stands by itself
+        if whole and not one.settings.get("limit"):
             found[path] = one
         else:
             limit = one.settings.get("limit")

@@ -38,7 +38,7 @@ class SharedContextLM(HFLM):
         bos = self.tokenizer.decode(self.prefix_token_id)
         plain = [text for text in texts if not has_bos_prefix(text, bos)]
         special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
-        found = self.tokenizer(plain, **special)["input_ids"] if plain else []
+        found = self.tokenizer(plain, return_attention_mask=False, **special)["input_ids"] if plain else []
         self._encoded = dict(zip(plain, found, strict=True))
         return super().loglikelihood(requests, disable_tqdm)
 
@@ -58,9 +58,8 @@ class SharedContextLM(HFLM):
     ) -> list[Score]:
         scores: dict[int, Score] = {}
         # lm-eval cuts a context that is too long from the left, by another length for each continuation.
-        too_long = [
-            i for i, (_, context, answer) in enumerate(requests) if len(context) + len(answer) > self.max_length
-        ]
+        longest = self.max_length  # which asks the disk whether DeepSpeed is there, every time
+        too_long = [i for i, (_, context, answer) in enumerate(requests) if len(context) + len(answer) > longest]
         if too_long:
             found = super()._loglikelihood_tokens([requests[i] for i in too_long], disable_tqdm, override_bs)
             scores |= dict(zip(too_long, found, strict=True))

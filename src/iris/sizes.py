@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .recipe import METHODS
 from .record import Record
 from .tables import NOT_MEASURED, Scored, markdown
 
@@ -70,6 +71,8 @@ def sizes_table(records: list[Record]) -> str:
     lines = []
     for shape in by_size([*training, *writing]):
         trained = [_training(row) for _, row in training if row["shape"] == shape]
+        absent = [method for method in METHODS if trained and method not in [line[0] for line in trained]]
+        trained += [[method, NOT_MEASURED, "", ""] for method in absent]
         written = [_writing(row) for _, row in writing if row["shape"] == shape]
         cells = [*zip(*trained or [[NOT_MEASURED, *[""] * (len(TRAINING) - 1)]], strict=True)]
         cells += zip(*written or [[NOT_MEASURED, *[""] * (len(WRITING) - 1)]], strict=True)

@@ -272,23 +272,28 @@ def quants(results: Path) -> tuple[dict[str, Record], dict[str, str]]:
 
 
 def evaluation_table(groups: list[list[Scored]], records: list[Record], results: Path) -> str:
-    """The four benchmarks timed beside plain lm_eval (bench/evaluation.py), with how far the scores differ."""
-    path = results / "speed" / "evaluate-h100.json"
-    if not path.exists():
-        return ""
-    timed = record.read(path)
-    ours, plain = timed.measures["rows"]
-    tasks = list(ours["tasks"])
-    values = [[_value(row["tasks"][task]["value"], None) for task in tasks] for row in (ours, plain)]
-    seconds = [f" ({ours['tasks'][task]['seconds']:.0f} s)" for task in tasks]
-    rows = [[ours["who"], f"{ours['seconds']:.0f} s", *map("".join, zip(values[0], seconds, strict=True))]]
-    rows.append([plain["who"], f"{plain['seconds']:.0f} s", *values[1]])
-    said = (
-        f"{short(timed.model['id'])}, {timed.settings['precision']}, {timed.settings['device']}, the four benchmarks "
-        f"whole, start included: {plain['seconds'] / ours['seconds']:.1f} times faster, of which "
-        f"{ours['seconds'] - sum(ours['tasks'][task]['seconds'] for task in tasks):.0f} s are starting."
-    )
-    return markdown(["who", "time", *(TASKS[task] for task in tasks)], rows) + "\n\n" + said
+    """The four benchmarks timed beside plain lm_eval (bench/evaluation.py): times, and how far the scores differ."""
+    lines, told = [], []
+    for path in sorted((results / "speed").glob("evaluate-*.json")):
+        timed = record.read(path)
+        ours, plain = timed.measures["rows"]
+        model, tasks = short(timed.model["id"]), list(ours["tasks"])
+        for row in (ours, plain):
+            scores = [_value(row["tasks"][task]["value"], None) for task in tasks]
+            if row is ours:
+                scores = [
+                    f"{score} ({row['tasks'][t]['seconds']:.0f} s)" for score, t in zip(scores, tasks, strict=True)
+                ]
+            lines.append([model, row["who"], f"{row['seconds']:.0f} s", *scores])
+        apart = max(abs(ours["tasks"][task]["value"] - plain["tasks"][task]["value"]) for task in tasks)
+        starting = ours["seconds"] - sum(ours["tasks"][task]["seconds"] for task in tasks)
+        told.append(
+            f"{model}, {timed.settings['precision']}, {timed.settings['device']}: "
+            f"{plain['seconds'] / ours['seconds']:.1f} times faster, {starting:.0f} s of it starting; "
+            f"the scores differ by {apart:.4f} at most."
+        )
+    table = markdown(["model", "who", "time", *list(TASKS.values())[:4]], lines)
+    return table and "\n\n".join([table, *told])
 
 
 TABLES = {
