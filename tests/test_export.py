@@ -20,7 +20,7 @@ import gguf
 import numpy as np
 import pytest
 
-from iris import embedded, export, gguf_file, quality, record, speed
+from iris import embedded, evaluate, export, gguf_file, quality, recipe, record, speed, train
 from iris.chat import load_tokenizer, render
 from iris.errors import InputError, RunError
 from iris.libllama import Model
@@ -497,6 +497,34 @@ def test_exported_folder(exported: Path, run: Path) -> None:
     if shutil.which("sha256sum"):
         subprocess.run(["sha256sum", "--quiet", "-c", export.SUMS], cwd=exported, check=True)
     export.verify(exported)
+
+
+def score(model: Path, out: Path) -> record.Record:
+    return evaluate.evaluate(str(model), None, ["poetry_verses"], out, limit=3)
+
+
+def test_a_gguf_is_evaluated(tmp_path: Path, exported: Path, smollm2: Path) -> None:
+    file = next(exported.glob("*-Q8_0.gguf"))
+    merged, q8_0 = score(exported / "merged", tmp_path / "merged.json"), score(file, tmp_path / "q8_0.json")
+    values = [one.tasks["poetry_verses"]["value"] for one in (merged, q8_0)]
+    assert values[1] == pytest.approx(values[0], rel=0.02) and values[1] != values[0]
+    assert q8_0.model["id"] == file.name and q8_0.model["digest"] == record.file_digest(file)
+    shutil.copy(next(exported.glob("*-Q8_0.gguf")), tmp_path)
+    with pytest.raises(InputError, match="no merged/ beside it"):
+        score(next(tmp_path.glob("*.gguf")), tmp_path / "alone.json")
+    with pytest.raises(InputError, match="there is no"):
+        score(tmp_path / "gone.gguf", tmp_path / "gone.json")
+    with pytest.raises(InputError, match="is not a model folder"):
+        train.fit(recipe.make(model=str(next(exported.glob("*-F16.gguf")))), tmp_path / "run")
+
+
+def test_llamas_rope_scaling_is_that_of_the_model(tmp_path: Path, tiny_llama: Path) -> None:
+    """The GGUF holds it as a tensor of factors, which transformers does not read."""
+    run = make_run(tmp_path / "run", tiny_llama)
+    export.export(run, tmp_path / "poet", ["f16"])
+    merged = score(tmp_path / "poet" / "merged", tmp_path / "merged.json").tasks["poetry_verses"]["value"]
+    f16 = score(next((tmp_path / "poet").glob("*-F16.gguf")), tmp_path / "f16.json").tasks["poetry_verses"]["value"]
+    assert f16 == pytest.approx(merged, rel=1e-5)
 
 
 def test_bad_arguments(tmp_path: Path, run: Path, exported: Path) -> None:

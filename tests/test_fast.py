@@ -1,5 +1,7 @@
 """Exactness: the fast layers, the fused loss and packed attention compute what plain PEFT on padded rows computes."""
 
+import shutil
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -47,13 +49,19 @@ def padded_reference(model, rows, pad):
 
 
 @pytest.mark.parametrize("use_dora", [False, True])
-@pytest.mark.parametrize("fixed_shape", [False, True])
-def test_packed_and_fast_equals_padded_and_plain(tiny_model, smollm2_tokenizer, use_dora, fixed_shape):
+@pytest.mark.parametrize(
+    "fixed_shape, compiled", [(False, False), (True, False), pytest.param(True, True, marks=pytest.mark.slow)]
+)
+def test_packed_and_fast_equals_padded_and_plain(tiny_model, smollm2_tokenizer, use_dora, fixed_shape, compiled):
+    if compiled and not shutil.which("g++"):
+        pytest.skip("to compile for a CPU takes g++, which is not here")
     rows = [chat.encode(smollm2_tokenizer, talk) for talk in TALKS]
     expected, expected_grads = padded_reference(adapted(tiny_model, use_dora), rows, smollm2_tokenizer.pad_token_id)
 
     model = adapted(tiny_model, use_dora, implementation=attention.NAME)
     assert fast.speed_up(model) == 2 * 7
+    if compiled:
+        fast.compile_layers(model)
     items = [chat.packed_item(rows[:3]), chat.packed_item(rows[3:])]
     shape = chat.shape_of(items, 2, 256) if fixed_shape else None
     batch = chat.collate(items, smollm2_tokenizer.pad_token_id, shape)

@@ -170,6 +170,7 @@ def run(job: dict[str, Any], say: Callable[..., None]) -> None:
     import torch
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import handle_non_serializable
+    from transformers import AutoConfig, AutoTokenizer
 
     from .hardware import peak_memory_gb
     from .hub import said_plainly
@@ -178,8 +179,13 @@ def run(job: dict[str, Any], say: Callable[..., None]) -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)  # it builds a plan for every new length: most of a step's time
     if job["data_dir"]:
         _use_local_data(job["data_dir"])
-    with said_plainly(f"the model {job['model_args']['pretrained']}"):
-        lm = SharedContextLM(**job["model_args"], device=job["device"], batch_size=1)
+    arguments = job["model_args"]
+    with said_plainly(f"the model {arguments['pretrained']}"):
+        if arguments["gguf_file"]:  # whose own metadata transformers reads in part: Llama 3's rope scaling is left out
+            merged = Path(arguments["pretrained"]) / "merged"
+            whole = {"tokenizer": AutoTokenizer.from_pretrained(merged), "config": AutoConfig.from_pretrained(merged)}
+            arguments = arguments | whole
+        lm = SharedContextLM(**arguments, device=job["device"], batch_size=1)
     # lm-eval compiles a task's templates again for every item
     lm_eval.utils.env.from_string = lru_cache(lm_eval.utils.env.from_string)
     folders = [Path(lm_eval.__file__).parent / "tasks" / source[3] for source in DATA.values()]

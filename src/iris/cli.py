@@ -101,7 +101,7 @@ def parser() -> Parser:
     one.add_argument("--set", action="append", metavar="KEY=VALUE", help="any field of the recipe; may be repeated")
 
     one = verb("evaluate", evaluate, "measure a model with lm-eval")
-    one.add_argument("--model", default="smollm2", help=f"{MODELS} (default: %(default)s)")
+    one.add_argument("--model", default="smollm2", help=f"{MODELS}, or an exported GGUF (default: %(default)s)")
     one.add_argument("--adapter", type=Path, help="folder of a trained adapter")
     one.add_argument("--tasks", default=f"{BENCHMARKS},poetry", help="comma-separated (default: %(default)s)")
     one.add_argument("--limit", type=int, help="so many items a task; such a record never enters the tables")

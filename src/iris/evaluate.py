@@ -51,16 +51,17 @@ def evaluate(
     batch_size: int | None = None,
     processes: int = 1,
 ) -> record.Record:
-    """Evaluate `model` (alias, Hub id or folder) and write the record to `out` (NAME.json), its items beside it.
+    """Evaluate `model` (alias, Hub id, folder or exported GGUF) and write the record to `out` (NAME.json), its items
+    beside it. Of a GGUF the weights are scored as they are written, unpacked: transformers computes with them in
+    `precision`, where llama.cpp rounds the activations as well (quality.py measures that).
 
     `tasks` are names of METRIC or GROUPS. `limit` scores the first so many items of a task (of each subject of
     mmlu_stem). `data_dir` holds local copies of the benchmarks. Precision "auto" is fp32 on a CPU, else bf16 or fp16.
-    `processes` share the items, one a GPU.
-    InputError for what the caller can mend, RunError if the process
-    fails; finished tasks are kept then.
+    `processes` share the items, one a GPU. InputError for what the caller can mend, RunError if the process fails;
+    finished tasks are kept then.
     """
     from . import hardware
-    from .model import resolve
+    from .model import resolve, resolve_gguf
 
     names, out = _expand(tasks), Path(out)
     _check_out(out)
@@ -82,7 +83,7 @@ def evaluate(
         "chat_template": "poetry tasks only",
         "seeds": SEEDS,
     }
-    source = resolve(model)
+    source = resolve_gguf(Path(model)) if model.endswith(".gguf") else resolve(model)
     adapted = _check_adapter(Path(adapter), source) if adapter else None
     result = record.Record("evaluation", out.stem, source.as_dict(), adapter=adapted, settings=settings)
 
@@ -189,8 +190,12 @@ def _bare(name: str) -> str:
 
 def _model_args(source: Source, adapter: str | Path | None, precision: str) -> dict[str, Any]:
     """Arguments of lm-eval's HFLM."""
+    path, gguf = source.path, None
+    if path.endswith(".gguf"):
+        path, gguf = str(Path(path).parent), Path(path).name
     return {
-        "pretrained": source.path,
+        "pretrained": path,
+        "gguf_file": gguf,
         "revision": source.hub_revision or "main",
         "peft": str(adapter) if adapter else None,
         "dtype": {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision],

@@ -11,7 +11,7 @@ from . import distributed, embedded, hardware, hub
 from .errors import InputError
 from .hub import said_plainly
 from .recipe import Recipe, one_of
-from .record import folder_digest
+from .record import file_digest, folder_digest
 
 ALIASES = {
     "smollm2": embedded.ID,
@@ -68,6 +68,15 @@ def _resolve_folder(folder: Path) -> Source:
     if not list(folder.glob("*.safetensors")):
         raise InputError(f"{folder} has no *.safetensors weights; save the model with safe serialization")
     return Source(folder.name, str(folder), None, folder_digest(folder))
+
+
+def resolve_gguf(file: Path) -> Source:
+    """A file of an export (see export.py). InputError if it is not there, or its tokenizer in merged/ is not."""
+    if not file.is_file():
+        raise InputError(f"there is no {file}; give a GGUF file of `iris export`, a model folder, an alias or a Hub id")
+    if not (file.parent / "merged" / "tokenizer.json").exists():
+        raise InputError(f"{file} has no merged/ beside it, which has its tokenizer; give a file where it was exported")
+    return Source(file.name, str(file), None, file_digest(file))
 
 
 def _resolve_hub(hub_id: str) -> Source:
