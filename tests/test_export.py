@@ -518,6 +518,7 @@ def test_a_gguf_is_evaluated(tmp_path: Path, exported: Path, smollm2: Path) -> N
         train.fit(recipe.make(model=str(next(exported.glob("*-F16.gguf")))), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_llamas_rope_scaling_is_that_of_the_model(tmp_path: Path, tiny_llama: Path) -> None:
     """The GGUF holds it as a tensor of factors, which transformers does not read."""
     run = make_run(tmp_path / "run", tiny_llama)

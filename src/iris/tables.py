@@ -296,6 +296,19 @@ def evaluation_table(groups: list[list[Scored]], records: list[Record], results:
     return table and "\n\n".join([table, *told])
 
 
+def room_table(groups: list[list[Scored]], records: list[Record], results: Path) -> str:
+    """What the room was asked for and did (bench/room.py), a column a model."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    models = {}
+    for one in (one for one in records if any("asked" in row for row in one.measures.get("rows", []))):
+        models[one.model["id"]] = one.model["id"].removesuffix(".gguf")
+        for row in one.measures["rows"]:
+            asked = f"<br>({row['asked']} asked)" if row["asked"] else ""
+            found[row["what"]][one.model["id"]] = row["measured"] + asked
+    lines = [[what, *(cells.get(model, NOT_MEASURED) for model in models)] for what, cells in found.items()]
+    return markdown(["", *models.values()], lines)
+
+
 TABLES = {
     "quants": quants_table,
     "poems": poems_table,
@@ -304,6 +317,7 @@ TABLES = {
     "seed": seed_table,
     "export": export_table,
     "evaluation": evaluation_table,
+    "room": room_table,
 }
 
 
