@@ -47,6 +47,15 @@ def test_unsloth_and_peft_have_the_same_loss(whole_run, tmp_path):
     assert worst < 1e-2
 
 
+@pytest.mark.parametrize("method", ["qlora", "dora", "lora16"])
+def test_compiled_and_not_have_the_same_loss(method, tmp_path):
+    plain = iris_train(tmp_path / "plain", "--method", method, "--set", "compile=false", steps=6)
+    compiled = iris_train(tmp_path / "compiled", "--method", method, "--set", "compile=true", steps=6)
+    worst = max(abs(a - b) / a for a, b in zip(plain, compiled, strict=True))
+    print(f"{method}: largest relative difference of the loss over 6 steps: {worst:.1e}; {plain} {compiled}")
+    assert worst < 1e-2
+
+
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_packed_equals_padded_in_bf16(smollm2, smollm2_tokenizer, use_dora):
     """Loss and gradients of FlashAttention on packed rows, with and without compilation, against plain PEFT and SDPA on
