@@ -503,15 +503,15 @@ def score(model: Path, out: Path) -> record.Record:
     return evaluate.evaluate(str(model), None, ["poetry_verses"], out, limit=3)
 
 
-def test_a_gguf_is_evaluated(tmp_path: Path, exported: Path, smollm2: Path) -> None:
+def test_a_gguf_is_evaluated(tmp_path: Path, exported: Path) -> None:
     file = next(exported.glob("*-Q8_0.gguf"))
     merged, q8_0 = score(exported / "merged", tmp_path / "merged.json"), score(file, tmp_path / "q8_0.json")
     values = [one.tasks["poetry_verses"]["value"] for one in (merged, q8_0)]
     assert values[1] == pytest.approx(values[0], rel=0.02) and values[1] != values[0]
     assert q8_0.model["id"] == file.name and q8_0.model["digest"] == record.file_digest(file)
-    shutil.copy(next(exported.glob("*-Q8_0.gguf")), tmp_path)
+    shutil.copy(file, tmp_path)
     with pytest.raises(InputError, match="no merged/ beside it"):
-        score(next(tmp_path.glob("*.gguf")), tmp_path / "alone.json")
+        score(tmp_path / file.name, tmp_path / "alone.json")
     with pytest.raises(InputError, match="there is no"):
         score(tmp_path / "gone.gguf", tmp_path / "gone.json")
     with pytest.raises(InputError, match="is not a model folder"):

@@ -218,6 +218,17 @@ def test_only_finished_full_records_enter(lab, capsys):
     assert "limited.json: limited to 50 items" in told and "train-stopped.json: the run stopped" in told
 
 
+def test_of_a_speed_measurement_the_finished_rows_enter_if_it_was_stopped_but_not_if_it_failed(lab):
+    for name, status, rate in (("cut-off", "stopped", 21155.0), ("broken", "failed", 33333.0)):
+        speed(lab / "results", name, [trained("3b", "lora16", rate, 62.6)])
+        one = record.read(lab / "results" / f"{name}.json")
+        one.status = status
+        record.write(one, lab / "results" / f"{name}.json")
+    told = table(run(lab), "speed")
+    assert "| lora16<br>qlora<br>dora | 21,155<br>not measured here<br>not measured here |" in told
+    assert "33,333" not in told
+
+
 def test_a_run_under_other_settings_is_not_compared(lab):
     evaluation(lab / "results", "odd", 0.3, {"digest": "x"}, precision="fp32")
     text = table(run(lab), "results")

@@ -56,8 +56,8 @@ def load(results: Path) -> dict[Path, Record]:
         if path.name == SEED:
             continue
         one = record.read(path)
-        whole = one.status == "finished" or one.kind == "speed"  # whose every row stands by itself
-        if whole and not one.settings.get("limit"):
+        cut_off = one.kind == "speed" and one.status == "stopped"  # each of its rows is finished by itself
+        if (one.status == "finished" or cut_off) and not one.settings.get("limit"):
             found[path] = one
         else:
             limit = one.settings.get("limit")

@@ -274,26 +274,30 @@ def quants(results: Path) -> tuple[dict[str, Record], dict[str, str]]:
 def evaluation_table(groups: list[list[Scored]], records: list[Record], results: Path) -> str:
     """The four benchmarks timed beside plain lm_eval (bench/evaluation.py): times, and how far the scores differ."""
     lines, told = [], []
+    tasks = list(TASKS)[:4]
     for path in sorted((results / "speed").glob("evaluate-*.json")):
         timed = record.read(path)
-        ours, plain = timed.measures["rows"]
-        model, tasks = short(timed.model["id"]), list(ours["tasks"])
-        for row in (ours, plain):
-            scores = [_value(row["tasks"][task]["value"], None) for task in tasks]
-            if row is ours:
-                scores = [
-                    f"{score} ({row['tasks'][t]['seconds']:.0f} s)" for score, t in zip(scores, tasks, strict=True)
-                ]
-            lines.append([model, row["who"], f"{row['seconds']:.0f} s", *scores])
-        apart = max(abs(ours["tasks"][task]["value"] - plain["tasks"][task]["value"]) for task in tasks)
-        starting = ours["seconds"] - sum(ours["tasks"][task]["seconds"] for task in tasks)
-        told.append(
-            f"{model}, {timed.settings['precision']}, {timed.settings['device']}: "
-            f"{plain['seconds'] / ours['seconds']:.1f} times faster, {starting:.0f} s of it starting; "
-            f"the scores differ by {apart:.4f} at most."
-        )
-    table = markdown(["model", "who", "time", *list(TASKS.values())[:4]], lines)
+        ours, *others = timed.measures["rows"]
+        model = short(timed.model["id"])
+        for row in (ours, *others):
+            lines.append([model, row["who"], f"{row['seconds']:.0f} s", *(_timed(row["tasks"].get(t)) for t in tasks)])
+        starting = ours["seconds"] - sum(entry["seconds"] for entry in ours["tasks"].values())
+        for plain in others:
+            apart = max(abs(entry["value"] - plain["tasks"][task]["value"]) for task, entry in ours["tasks"].items())
+            told.append(
+                f"{model}, {timed.settings['precision']}, {timed.settings['device']}: "
+                f"{plain['seconds'] / ours['seconds']:.1f} times faster, {starting:.0f} s of it starting; "
+                f"the scores differ by {apart:.4f} at most."
+            )
+    table = markdown(["model", "who", "time", *(TASKS[task] for task in tasks)], lines)
     return table and "\n\n".join([table, *told])
+
+
+def _timed(entry: dict[str, Any] | None) -> str:
+    """A score, with the seconds that it took where they are known; "" where there is none."""
+    if entry is None:
+        return ""
+    return _value(entry["value"], None) + (f" ({entry['seconds']:.0f} s)" if "seconds" in entry else "")
 
 
 def room_table(groups: list[list[Scored]], records: list[Record], results: Path) -> str:
