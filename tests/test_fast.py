@@ -1,6 +1,7 @@
 """Exactness: the fast layers, the fused loss and packed attention compute what plain PEFT on padded rows computes."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -137,6 +138,9 @@ def test_a_plan_keeps_the_batch_and_fits(monkeypatch):
         assert plan.needed_gb(one, asked, Config, 1.236e9) < 0.9 * 15
     assert not plan.plans(asked, Config, 1.236e9, 1e5, memory_gb=80)[0].compile  # too short to gain
     assert plan.plans(asked, Config, 8e9, 1e8, memory_gb=4) == [plan.Plan(1, True, True)]
+    chosen = plan.plans(replace(asked, micro_batch=2), Config, 1.236e9, 1e8, memory_gb=80)
+    assert chosen == [plan.Plan(2, False, True), plan.Plan(2, True, True)]
+    assert plan.plans(replace(asked, micro_batch=2), Config, 8e9, 1e8, memory_gb=4) == [plan.Plan(2, True, True)]
 
 
 def test_a_cpu_takes_one_sequence_at_a_time():

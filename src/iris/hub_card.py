@@ -24,7 +24,8 @@ SOURCES = {
     "poetry_verses": ("iris-verses", None, "held-out"),
     "poetry_form": ("iris-poetry-form", None, "test"),
 }
-OF_THE_RUN_ONLY = ("model", "data", "report_to", "save_steps", "engine", "compile")  # fields that do not shape a model
+# fields that do not shape a model
+OF_THE_RUN_ONLY = ("model", "data", "report_to", "save_steps", "engine", "compile", "micro_batch")
 QUANT = re.compile(r"-([A-Z0-9_]+)\.gguf$")
 USE_POLICY = "https://www.llama.com/llama{}/use-policy"
 

@@ -41,6 +41,7 @@ class Recipe:
     load_in_4bit: bool | None = None  # None: as the method says (qlora yes, the others no)
     max_length: int = 2048  # tokens of one packed sequence
     batch_size: int = 8  # packed sequences of one optimizer step, whatever the micro-batch
+    micro_batch: int | None = None  # packed sequences that a GPU takes at a time; None: as many as fit
     num_train_epochs: float = 1.0
     max_steps: int = -1  # -1: as many as num_train_epochs takes
     learning_rate: float = 2e-4
@@ -110,7 +111,7 @@ def check(recipe: Recipe) -> Recipe:
     for name in ("r", "lora_alpha", "max_length", "batch_size", "save_steps", "num_train_epochs", "learning_rate"):
         if getattr(recipe, name) <= 0:
             raise InputError(f"{name} must be above zero, not {getattr(recipe, name)}")
-    for name in ("rows", "max_steps"):
+    for name in ("rows", "max_steps", "micro_batch"):
         value = getattr(recipe, name)
         if value is not None and value < 1 and (name, value) != ("max_steps", -1):
             raise InputError(f"{name} must be at least 1, not {value}")
@@ -118,7 +119,7 @@ def check(recipe: Recipe) -> Recipe:
 
 
 # What may differ between a run and its resumption.
-FREE_TO_CHANGE = ("save_steps", "report_to", "max_steps", "num_train_epochs", "push_checkpoints", "fsdp")
+FREE_TO_CHANGE = ("save_steps", "report_to", "max_steps", "num_train_epochs", "push_checkpoints", "fsdp", "micro_batch")
 
 
 def changes(recipe: Recipe, earlier: dict[str, Any]) -> list[str]:

@@ -47,7 +47,9 @@ def fit(
     first writes the folder, which all must see."""
     began = time.monotonic()
     distributed.join()
-    distributed.share(recipe.batch_size, distributed.size())
+    each = distributed.share(recipe.batch_size, distributed.size())
+    if each % (recipe.micro_batch or 1):
+        raise InputError(f"micro_batch={recipe.micro_batch} does not divide the {each} sequences of a step on each GPU")
     first = distributed.rank() == 0
     checkpoint = prepare_folder(out, recipe, resume) if first else None
     distributed.wait()
