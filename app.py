@@ -7,6 +7,7 @@ the model's card. A Space keeps the three in room.json beside this file; the env
 
 import os
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -49,7 +50,7 @@ def refusal(error: Exception) -> gr.Error:
 
 def page(room: Room, names: dict[str, str], foot: str) -> gr.Blocks:
     """The Blocks. names: what the page calls each of the room's voices. foot: HTML for the last line."""
-    at_work: dict[str, object] = {}  # what each visitor's page is writing now
+    at_work: dict[str, threading.Event] = {}  # of what each visitor's page is writing now: set, it ends
 
     with Page(title="Iris, a poetry room", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.HTML(
@@ -91,19 +92,24 @@ def page(room: Room, names: dict[str, str], foot: str) -> gr.Blocks:
 
         wish = [theme, form, mood, length, voice, keep, seed, warmth]
 
+        def end(session: str) -> None:
+            if writing := at_work.pop(session, None):
+                writing.set()
+
         async def compose(asked: dict[Any, Any], visitor: gr.Request, pressed: gr.EventData) -> AsyncIterator[str]:
             """The sheet while a poem is written. It ends early when the visitor stops it or begins the next one."""
             session = visitor.session_hash or ""
-            at_work[session] = mine = object()
+            end(session)
+            at_work[session] = mine = threading.Event()
             if pressed.target is another:
                 asked[seed] = None
             shape, sown, now, place = asked[form], asked[seed], Progress(), 0
             try:
                 title = clean_theme(asked[theme])
                 yield leaf(title, form=shape, note="…", busy=True)
-                async with aclosing(room.write(*(asked[each] for each in wish))) as writing:
+                async with aclosing(room.write(*(asked[each] for each in wish), left=mine)) as writing:
                     async for now in writing:
-                        if at_work.get(session) is not mine:
+                        if mine.is_set():
                             break
                         if not now.poem and not place == now.place > 0:
                             place = now.place
@@ -128,7 +134,7 @@ def page(room: Room, names: dict[str, str], foot: str) -> gr.Blocks:
         gr.on(asking, compose, set(wish), sheet, concurrency_limit=None, trigger_mode="multiple", **quiet)
 
         def halt(visitor: gr.Request) -> None:
-            at_work.pop(visitor.session_hash or "", None)
+            end(visitor.session_hash or "")
 
         stop.click(halt, None, None, queue=False, **quiet)
         copy.click(None, js="() => window.iris.copy()", **quiet)

@@ -48,12 +48,25 @@ def test_unsloth_and_peft_have_the_same_loss(whole_run, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["qlora", "dora", "lora16"])
-def test_compiled_and_not_have_the_same_loss(method, tmp_path):
-    plain = iris_train(tmp_path / "plain", "--method", method, "--set", "compile=false", steps=6)
-    compiled = iris_train(tmp_path / "compiled", "--method", method, "--set", "compile=true", steps=6)
-    worst = max(abs(a - b) / a for a, b in zip(plain, compiled, strict=True))
-    print(f"{method}: largest relative difference of the loss over 6 steps: {worst:.1e}; {plain} {compiled}")
-    assert worst < 1e-2
+def test_compiled_layers_compute_the_same_and_round_less(method, tmp_path):
+    """In fp32 compiled layers give plain's losses. In bf16 plain layers round after every operation, compiled ones only
+    where something is written to memory, so the two differ: compiled must be as near to fp32 as plain is."""
+
+    def losses(precision, compiled):
+        settings = [f"precision={precision}", f"compile={compiled}"]
+        out = tmp_path / f"{precision}-{compiled}"
+        return iris_train(out, "--method", method, *(f"--set={setting}" for setting in settings), steps=6)
+
+    def off(found, exact):
+        return max(abs(a - b) / b for a, b in zip(found, exact, strict=True))
+
+    exact = losses("fp32", "false")
+    same, plain, compiled = (
+        off(losses(*run), exact) for run in [("fp32", "true"), ("bf16", "false"), ("bf16", "true")]
+    )
+    print(f"{method}: off fp32's losses by {plain:.1e} plain, {compiled:.1e} compiled; compiled in fp32 by {same:.1e}")
+    assert same < 1e-5
+    assert compiled < 1.2 * plain
 
 
 @pytest.mark.parametrize("use_dora", [False, True])

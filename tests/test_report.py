@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +228,15 @@ def test_of_a_speed_measurement_the_finished_rows_enter_if_it_was_stopped_but_no
     told = table(run(lab), "speed")
     assert "| lora16<br>qlora<br>dora | 21,155<br>not measured here<br>not measured here |" in told
     assert "33,333" not in told
+
+
+def test_of_a_training_speed_that_was_measured_again_the_latest_counts(lab):
+    for name, day, rate in (("a-new", "02", 21500.0), ("b-old", "01", 11111.0)):
+        speed(lab / "results", name, [trained("3b", "lora16", rate, 62.6)])
+        one = record.read(lab / "results" / f"{name}.json")
+        record.write(replace(one, started=f"2026-01-{day}T00:00:00Z"), lab / "results" / f"{name}.json")
+    told = table(run(lab), "speed")
+    assert "| lora16<br>qlora<br>dora | 21,500<br>not" in told and "11,111" not in told
 
 
 def test_a_run_under_other_settings_is_not_compared(lab):

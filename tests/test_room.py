@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 
 import pytest
 
@@ -51,6 +53,27 @@ def test_a_visitor_who_leaves_frees_the_engine_within_a_second(poet: Poet) -> No
         raise AssertionError("no poem came")
 
     assert asyncio.run(visit()) < 1
+
+
+def test_whoever_sets_left_ends_the_poem_and_frees_the_engine() -> None:
+    """At once, though the generator is not asked again."""
+    poet = Poet(embedded.gguf(), n_parallel=4)
+
+    async def visit(keep_form: bool) -> tuple[float, object, int]:
+        room, left = Room({"tuned": poet}, seats=4), threading.Event()
+        writing = room.write("rain", "sonnet", keep_form=keep_form, left=left)
+        while not (await anext(writing)).text:
+            pass
+        left.set()
+        began, free = time.perf_counter(), poet._free._value
+        while poet._free._value == free:
+            assert time.perf_counter() - began < 1
+            await asyncio.sleep(0.01)
+        return time.perf_counter() - began, [now async for now in writing][-1].poem, room._free
+
+    for keep_form in (False, True):
+        seconds, poem, seats = asyncio.run(visit(keep_form))
+        assert seconds < 1 and poem is None and seats == 4
 
 
 def test_a_failure_in_mid_poem_reaches_the_visitor_and_frees_the_seat() -> None:

@@ -153,16 +153,18 @@ class Poet:
         seed: int | None = None,
         temperature: float = 0.7,
         max_tokens: int | None = None,
+        left: threading.Event | None = None,
     ) -> Generator[str, None, Poem]:
         """Yield the poem piece by piece; the generator's return value is the Poem. Closing it frees the engine after
-        the token in work. max_tokens: by form unless given. seed: random unless given.
+        the token in work, and so does any thread that sets `left`, which ends it. max_tokens: by form unless given.
+        seed: random unless given.
 
         InputError as in `request`; RunError if the engine fails."""
         message = request(theme, form, mood, length)
         limit = max_tokens or _TOKENS[form] * (2 if length == "long" else 1)
         started = time.perf_counter()
         text = ""
-        with closing(self._write(message, "", 1, seed, temperature, limit)) as growing:
+        with closing(self._write(message, "", 1, seed, temperature, limit, left)) as growing:
             for (draft,) in growing:
                 if piece := draft.text[len(text) :]:
                     text = draft.text
@@ -180,13 +182,16 @@ class Poet:
         temperature: float = 0.7,
         candidates: int = 4,
         rounds: int = 3,
+        left: threading.Event | None = None,
     ) -> Generator[str, None, Poem]:
         """As `stream`, but line by line: `candidates` next lines are written in one batch and the first that keeps the
         form stays (the nearest, if none does in so many `rounds`). Yields "" while it searches. Free verse has no form
         to keep and is streamed as it comes. The Poem's `tokens` count those of all candidates."""
         if form == "free":
-            return (yield from self.stream(theme, form, mood=mood, length=length, seed=seed, temperature=temperature))
+            options: dict[str, Any] = {"mood": mood, "length": length, "seed": seed, "temperature": temperature}
+            return (yield from self.stream(theme, form, left=left, **options))
         message = request(theme, form, mood, length)
+        left = left or threading.Event()
         started = time.perf_counter()
         seeds = random.Random(seed)
         text, tokens = "", 0
@@ -198,7 +203,8 @@ class Poet:
                 bias = [[f" {word}", BIAS + 2 * tried] for word in rhyme_words(lines, form)]
                 options = {"stop": ["\n"], "logit_bias": bias}
                 number = seeds.getrandbits(31)
-                with closing(self._write(message, text, n, number, temperature, LINE_TOKENS, options)) as growing:
+                drafts: list[_Draft] = []
+                with closing(self._write(message, text, n, number, temperature, LINE_TOKENS, left, options)) as growing:
                     for drafts in growing:
                         yield ""
                         for draft in drafts:
@@ -208,6 +214,8 @@ class Poet:
                         if fit > 0.85 or all(d.ended is not None or is_settled(d.text, form, lines) for d in drafts):
                             break
                 tokens += sum(draft.tokens for draft in drafts)
+                if left.is_set():
+                    return _poem(text, form, False, tokens, started)
                 if fit > 0.5:
                     break
                 if 2 * sum(not draft.text.strip() for draft in drafts) > n and text[-2:] not in ("", "\n\n"):
@@ -237,9 +245,11 @@ class Poet:
         seed: int | None,
         temperature: float,
         limit: int,
+        left: threading.Event | None,
         options: dict[str, Any] | None = None,
     ) -> Generator[list[_Draft], None, None]:
-        """Have `n` answers written at once, each going on from `before`; yields the drafts whenever one has grown."""
+        """Have `n` answers written at once, each going on from `before`; yields the drafts whenever one has grown.
+        Ends when they are done, or after the token in work once `left` is set."""
         body: dict[str, Any] = {
             "messages": [{"role": "user", "content": message}],
             "chat_template_kwargs": {"date_string": TEMPLATE_DATE},
@@ -258,14 +268,17 @@ class Poet:
         arrived: queue.SimpleQueue[dict | Exception | None] = queue.SimpleQueue()
         closed = threading.Event()
 
+        def gone() -> bool:
+            return closed.is_set() or (left is not None and left.is_set())
+
         def receive(chunk: dict) -> bool:  # True tells the engine to drop the request
             arrived.put(chunk)
-            return closed.is_set()
+            return gone()
 
         def work() -> None:
             try:
                 with self._slots(n):
-                    if not closed.is_set():
+                    if not gone():
                         self._server.handle_chat_completions(body, receive)
                 arrived.put(None)
             except Exception as error:  # whatever it was, the waiting side has to hear of it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -49,9 +49,12 @@ class Room:
         keep_form: bool = False,
         seed: int | None = None,
         temperature: float = 0.7,
+        *,
+        left: threading.Event | None = None,
     ) -> AsyncGenerator[Progress, None]:
         """Wait for a seat, write, and give progress on the way; the last has the poem. Leaving the generator early
-        frees the seats and the engine. InputError for anything the visitor got wrong, RunError if the room is full."""
+        frees the seats and the engine; setting `left` does so at once, though the generator waits. InputError for
+        anything the visitor got wrong, RunError if the room is full."""
         poet = self.poets.get(voice or next(iter(self.poets))) if isinstance(voice, str) else None
         if poet is None:
             raise InputError(f"unknown voice {voice!r}; choose one of {', '.join(self.poets)}")
@@ -69,7 +72,7 @@ class Room:
             yield Progress(place)
         try:
             options: dict[str, Any] = {"mood": mood, "length": length, "seed": seed, "temperature": temperature}
-            writing = _Writing((poet.keep_form if several else poet.stream)(theme, form, **options))
+            writing = _Writing(poet.keep_form if several else poet.stream, theme, form, left, options)
             try:
                 shown, told = "", 0.0
                 while not writing.done.is_set():
@@ -79,7 +82,7 @@ class Room:
                     with suppress(TimeoutError):
                         await asyncio.wait_for(writing.done.wait(), TICK * (1 + self._seats - self._free))
             finally:
-                writing.stop()
+                writing.left.set()
         finally:
             self._free += seats
         if writing.error:
@@ -107,26 +110,30 @@ class Room:
 class _Writing:
     """A poem written by a thread of its own, so that the event loop never waits for the engine."""
 
-    def __init__(self, pieces: Generator[str, None, Poem]) -> None:
+    def __init__(
+        self,
+        write: Callable[..., Generator[str, None, Poem]],
+        theme: str,
+        form: str,
+        left: threading.Event | None,
+        options: dict[str, Any],
+    ) -> None:
         self.text = ""
         self.poem: Poem | None = None
+        self.left = left or threading.Event()
         self.error: Exception | None = None
         self.done = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._stopped = False
-        self._pieces = pieces
+        self._pieces = write(theme, form, left=self.left, **options)
         threading.Thread(target=self._work).start()
-
-    def stop(self) -> None:
-        self._stopped = True
 
     def _work(self) -> None:
         try:
             with closing(self._pieces):
-                while not self._stopped:
+                while not self.left.is_set():
                     self.text += next(self._pieces)
         except StopIteration as end:
-            self.poem = end.value
+            self.poem = None if self.left.is_set() else end.value
         except Exception as error:  # it is raised again where the visitor waits
             self.error = error
         finally:
