@@ -241,11 +241,12 @@ def test_two_processes_lose_no_item_and_count_none_twice(small, tmp_path):
         assert shared.tasks[task]["value"] == pytest.approx(scores["value"], abs=1e-6)
 
 
-def test_a_packed_weight_travels_as_bytes():
-    """Seen as 16-bit floats, some of its bytes are NaNs, which a GPU's copy makes all alike."""
+def test_a_packed_weight_travels_bit_by_bit():
+    """Seen as 16-bit floats, some of its bytes are NaNs, which a GPU's copy makes all alike; as 32-bit floats none is
+    converted, and FSDP of every torch takes them as a parameter."""
     packed = torch.arange(256, dtype=torch.uint8).repeat(2).view(-1, 1)
     layer = SimpleNamespace(row_norms=None, nf4=(packed, torch.ones(16)), out_features=4, base_layer=SimpleNamespace())
     FastLinear.get_ready_to_shard(layer, torch.device("cpu"))
     weight = layer.base_layer.weight
-    assert weight.dtype == torch.uint8 and not weight.requires_grad and weight.shape == (4, 128)
-    assert torch.equal(weight.view(-1, 1), packed) and layer.nf4[0] is None
+    assert weight.dtype == torch.float32 and not weight.requires_grad and weight.shape == (4, 32)
+    assert torch.equal(weight.view(torch.uint8).view(-1, 1), packed) and layer.nf4[0] is None

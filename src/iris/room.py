@@ -17,7 +17,8 @@ SEATS = 8  # poems written at a time; more would only make each of them crawl
 CANDIDATES = 4  # of "Keep the form", which takes as many seats
 LINE = 100  # visitors who may wait
 TICK = 0.05  # seconds: a poem is shown anew every two ticks, and one more for each other seat that is taken, because
-# each time costs the engine 3 to 5 ms of its cores
+# each time costs the engine 3 to 5 ms of its cores; but never more than LONGEST, as only then it is noticed who left
+LONGEST = 0.3
 PULSE = 0.5  # seconds after which progress is given even if nothing has changed: only then it shows that a visitor left
 
 
@@ -80,7 +81,8 @@ class Room:
                         shown, told = writing.text, time.monotonic()
                         yield Progress(text=shown)
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(writing.done.wait(), TICK * (1 + self._seats - self._free))
+                        pause = min(LONGEST, TICK * (1 + self._seats - self._free))
+                        await asyncio.wait_for(writing.done.wait(), pause)
             finally:
                 writing.left.set()
         finally:
