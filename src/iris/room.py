@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +73,8 @@ class Room:
             yield Progress(place)
         try:
             options: dict[str, Any] = {"mood": mood, "length": length, "seed": seed, "temperature": temperature}
-            writing = _Writing(poet.keep_form if several else poet.stream, theme, form, left, options)
+            left = left or threading.Event()
+            writing = _Writing((poet.keep_form if several else poet.stream)(theme, form, left=left, **options), left)
             try:
                 shown, told = "", 0.0
                 while not writing.done.is_set():
@@ -84,7 +85,7 @@ class Room:
                         pause = min(LONGEST, TICK * (1 + self._seats - self._free))
                         await asyncio.wait_for(writing.done.wait(), pause)
             finally:
-                writing.left.set()
+                left.set()
         finally:
             self._free += seats
         if writing.error:
@@ -112,30 +113,22 @@ class Room:
 class _Writing:
     """A poem written by a thread of its own, so that the event loop never waits for the engine."""
 
-    def __init__(
-        self,
-        write: Callable[..., Generator[str, None, Poem]],
-        theme: str,
-        form: str,
-        left: threading.Event | None,
-        options: dict[str, Any],
-    ) -> None:
+    def __init__(self, pieces: Generator[str, None, Poem], left: threading.Event) -> None:
         self.text = ""
         self.poem: Poem | None = None
-        self.left = left or threading.Event()
         self.error: Exception | None = None
         self.done = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._pieces = write(theme, form, left=self.left, **options)
+        self._pieces, self._left = pieces, left
         threading.Thread(target=self._work).start()
 
     def _work(self) -> None:
         try:
             with closing(self._pieces):
-                while not self.left.is_set():
+                while not self._left.is_set():
                     self.text += next(self._pieces)
         except StopIteration as end:
-            self.poem = None if self.left.is_set() else end.value
+            self.poem = None if self._left.is_set() else end.value
         except Exception as error:  # it is raised again where the visitor waits
             self.error = error
         finally:
