@@ -109,7 +109,7 @@ def keep_documents(task: Any) -> None:
     """Let an lm-eval task hold the documents it is scored on as a list: it would process its data set anew, and read it
     from Arrow row by row, every time it looks at them, in every process all of them."""
     split = task.config.test_split if task.has_test_docs() else task.config.validation_split
-    task.dataset = {**task.dataset, split: list(task.eval_docs)}
+    task.dataset = {**task.dataset, split: list(task.task_docs)}
     task.config.process_docs = None
 
 
@@ -170,6 +170,7 @@ def run(job: dict[str, Any], say: Callable[..., None]) -> None:
     import torch
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import handle_non_serializable
+    from torch.utils import collect_env
     from transformers import AutoConfig, AutoTokenizer
 
     from .hardware import peak_memory_gb
@@ -186,8 +187,9 @@ def run(job: dict[str, Any], say: Callable[..., None]) -> None:
             whole = {"tokenizer": AutoTokenizer.from_pretrained(merged), "config": AutoConfig.from_pretrained(merged)}
             arguments = arguments | whole
         lm = SharedContextLM(**arguments, device=job["device"], batch_size=1)
-    # lm-eval compiles a task's templates again for every item
+    # lm-eval compiles a task's templates again for every item, and looks the machine over again for every task
     lm_eval.utils.env.from_string = lru_cache(lm_eval.utils.env.from_string)
+    collect_env.get_pretty_env_info = lru_cache(collect_env.get_pretty_env_info)
     folders = [Path(lm_eval.__file__).parent / "tasks" / source[3] for source in DATA.values()]
     manager = TaskManager(include_path=[TASKS, *folders], include_defaults=False)
     for task in job["tasks"]:
@@ -223,7 +225,7 @@ def run(job: dict[str, Any], say: Callable[..., None]) -> None:
         part["lm_eval"] = {name: results[name] for name in KEPT if name in results}
         part["results"] = results
         text = json.dumps(part, default=handle_non_serializable, ensure_ascii=False)
-        write_atomic(task["part"], gzip.compress(text.encode(), mtime=0))
+        write_atomic(task["part"], gzip.compress(text.encode(), 6, mtime=0))
         say(event="done", task=name, peak_memory_gb=peak_memory_gb())
 
 
