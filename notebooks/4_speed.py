@@ -64,8 +64,8 @@ chosen = notebook.choices(model, data=data, name="speed", steps=3)
 # %% [markdown]
 # ## Training
 #
-# Each method trains for 30 steps (3 without a GPU) in a process of its own. Tokens that are only padding are not
-# counted, and the speed is that of the median step: compilation and saving are left out.
+# Each method trains for 30 steps (without a GPU 3, of one sequence each) in a process of its own. Tokens that are only
+# padding are not counted, and the speed is that of the median step: compilation and saving are left out.
 
 # %%
 table = notebook.speed(chosen, methods)
