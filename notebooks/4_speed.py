@@ -24,8 +24,8 @@
 # At the end you have a table of tokens a second, seconds a step and peak memory for each method, on the model and data
 # of your choice, and the speed at which a small model recites on the CPU alone.
 #
-# Time: two methods and a poem without a GPU took under 2 minutes with one thread on a CPU of two cores that had other
-# work. Not measured on a T4.
+# Time: two methods and a poem without a GPU took 1½ minutes with one thread on a CPU of two cores that had other work.
+# Not measured on a T4.
 #
 # Run it top to bottom. Your choices are in one cell; below it nothing needs a change.
 
