@@ -24,8 +24,8 @@
 # At the end you have scores of the base and of your tuned model, measured alike, with standard errors, the 95%
 # interval of every difference, and a verdict: clear of noise, or not.
 #
-# Time: without a GPU, held-out verses for both models took 2 minutes with one thread on a CPU of two cores that had
-# other work, where 1_train had run before (else 2 to 3 more). Not measured on a T4; all benchmarks there take far
+# Time: without a GPU, held-out verses for both models took 2 to 3 minutes with one thread on a CPU of two cores that had
+# other work, where 1_train had run before (else 1 to 2 more). Not measured on a T4; all benchmarks there take far
 # longer.
 #
 # Run it top to bottom. Your choices are in one cell; below it nothing needs a change.

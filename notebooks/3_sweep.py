@@ -24,8 +24,8 @@
 # At the end you have a table of trials ranked by their loss on held-out rows (never by a benchmark), two pictures of
 # what mattered, and the adapter of the best.
 #
-# Time: the three short trials without a GPU took 3½ minutes with one thread on a CPU of two cores that had other work.
-# Not measured on a T4.
+# Time: the three short trials without a GPU took 3 to 4½ minutes with one thread on a CPU of two cores that had other
+# work. Not measured on a T4.
 #
 # Run it top to bottom. Your choices are in one cell; below it nothing needs a change.
 

@@ -24,8 +24,8 @@
 # At the end you have a table of tokens a second, seconds a step and peak memory for each method, on the model and data
 # of your choice, and the speed at which a small model recites on the CPU alone.
 #
-# Time: two methods and a poem without a GPU took under 2 minutes with one thread on a CPU of two cores that had other
-# work. Not measured on a T4.
+# Time: two methods and a poem without a GPU took 1½ minutes with one thread on a CPU of two cores that had other work.
+# Not measured on a T4.
 #
 # Run it top to bottom. Your choices are in one cell; below it nothing needs a change.
 
@@ -64,8 +64,8 @@ chosen = notebook.choices(model, data=data, name="speed", steps=3)
 # %% [markdown]
 # ## Training
 #
-# Each method trains for 30 steps (3 without a GPU) in a process of its own. Tokens that are only padding are not
-# counted, and the speed is that of the median step: compilation and saving are left out.
+# Each method trains for 30 steps (without a GPU 3, of one sequence each) in a process of its own. Tokens that are only
+# padding are not counted, and the speed is that of the median step: compilation and saving are left out.
 
 # %%
 table = notebook.speed(chosen, methods)

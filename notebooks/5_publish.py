@@ -26,7 +26,7 @@
 # folder: a dry run.
 #
 # Time: without a GPU, export and dry run took half a minute with one thread on a CPU of two cores that had other work,
-# where 1_train had run before (else 2 to 3 more). Not measured on a T4, nor with an account.
+# where 1_train had run before (else 1 to 2 more). Not measured on a T4, nor with an account.
 #
 # Run it top to bottom. Your choices are in one cell; below it nothing needs a change.
 

@@ -108,6 +108,7 @@ def test_the_loss_in_chunks_equals_torchs(monkeypatch):
     (found_grad,) = torch.autograd.grad(3 * found, hidden)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
     torch.testing.assert_close(found_grad, expected_grad, atol=1e-4, rtol=1e-4)
+    assert linear_cross_entropy(hidden.detach(), weight, labels) == found
 
 
 def test_saved_and_loaded_by_plain_peft(tiny_model, tmp_path):

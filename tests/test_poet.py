@@ -12,7 +12,7 @@ import pytest
 
 from iris import embedded
 from iris.errors import InputError, RunError
-from iris.poet import FORMS, Poet, clean_theme, request
+from iris.poet import FORMS, Poet, clean_theme, cores, request
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,14 @@ def test_long_theme() -> None:
     with pytest.raises(InputError, match="the theme has 301 characters; give at most 300"):
         clean_theme("x" * 301)
     assert len(clean_theme("x" * 300)) == 300
+
+
+def test_no_more_threads_than_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    all_of_them = cores()
+    for asked, given in (("1", 1), ("1000", all_of_them), ("2,1", all_of_them)):
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        assert cores() == given
 
 
 def test_missing_model(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ CHUNK = 2048  # tokens whose logits exist at one time
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Computes the gradient of the hidden states along with the loss; the (frozen) head gets none."""
+    """Computes the gradient of the hidden states along with the loss, if it is wanted; the (frozen) head gets none."""
 
     @staticmethod
     def forward(
@@ -19,7 +21,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows, targets = hidden[learned], labels[learned]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         parts = max(1, -(-len(learned) // CHUNK))
-        losses, to_gradient_ = _compiled if hidden.is_cuda else (_losses, _to_gradient_)
+        losses, to_gradient_ = _compiled() if hidden.is_cuda else (_losses, _to_gradient_)
         for part, target in zip(rows.tensor_split(parts), targets.tensor_split(parts), strict=True):
             if not len(part):  # nothing is learned here: a process whose share of the last step is padding
                 break
@@ -28,10 +30,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             torch._dynamo.maybe_mark_dynamic(target, 0)
             norm, loss = losses(logits, target)
             total += loss
+            if not ctx.needs_input_grad[0]:  # held-out rows are only measured
+                continue
             torch._dynamo.maybe_mark_dynamic(norm, 0)
             to_gradient_(logits, target, norm)
             torch.mm(logits, weight, out=part)  # these rows are done with: their place takes their gradient
-        ctx.save_for_backward(torch.zeros_like(hidden).index_copy_(0, learned, rows))
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(torch.zeros_like(hidden).index_copy_(0, learned, rows))
         return total
 
     @staticmethod
@@ -52,8 +57,10 @@ def _to_gradient_(logits: torch.Tensor, targets: torch.Tensor, norm: torch.Tenso
     logits.copy_((logits.float() - norm).exp() - hit.float())
 
 
-# two kernels: fused into one, the second would take the logarithm again for every logit
-_compiled = torch.compile(_losses), torch.compile(_to_gradient_)
+@cache  # and not at import, as torch.compile loads inductor: a tenth of the start, for nothing on a CPU
+def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Two kernels: fused into one, the second would take the logarithm again for every logit."""
+    return torch.compile(_losses), torch.compile(_to_gradient_)
 
 
 def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -10,22 +10,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from IPython.display import HTML, Image, Markdown, display
-from transformers import TrainerCallback
 
 from . import checkpoints, hardware, hub, push, record
 from . import recipe as recipes
 from .errors import InputError, RunError
 from .evaluate import METRIC
 from .recipe import Recipe
-
-REDRAW = 10.0  # seconds between two pictures of the loss
 
 
 @dataclass(frozen=True)
@@ -57,8 +52,8 @@ def choices(
     """The choices of a notebook, scaled to this machine, and told. InputError where one does not fit.
 
     model "auto": Llama-3.2-1B where there are a GPU and a Hugging Face token, else the embedded SmolLM2. minutes 0:
-    all of the data; without a GPU a taste of so many `steps`. keep: "" for this machine alone, "drive" for Google
-    Drive on Colab, USER/NAME for a private repository of checkpoints on the Hub as well."""
+    all of the data; without a GPU a taste of so many `steps`, each of one sequence. keep: "" for this machine alone,
+    "drive" for Google Drive on Colab, USER/NAME for a private repository of checkpoints on the Hub as well."""
     from huggingface_hub import get_token
 
     on_gpu, token = hardware.device() == "cuda", bool(get_token())
@@ -66,14 +61,14 @@ def choices(
         model = "llama-3.2-1b" if on_gpu and token else "smollm2"
     out = (_drive() if keep == "drive" else Path("runs")) / name
     taste = not on_gpu and not minutes
-    settings = [f"max_steps={steps}", "save_steps=4"] if taste else ["save_steps=50"]
+    settings = [f"max_steps={steps}", "batch_size=1", "save_steps=4"] if taste else ["save_steps=50"]
     hub_too = keep if "/" in keep else None
     asked = recipes.make(settings, model=model, method=method, data=data, push_checkpoints=hub_too)
     if asked.four_bit and not on_gpu:
         raise InputError("qlora needs a GPU; choose lora16 or dora here")
     print(f"{model}, {method} on {data}, on {hardware.device_name()}; kept in {out}")
     if taste:
-        print(f"no GPU here: a taste of {steps} steps; choose some minutes (30, say) for more")
+        print(f"no GPU here: a taste of {steps} steps of one sequence; choose some minutes (30, say) for more")
     if on_gpu and not token:
         print("no Hugging Face token here: for Llama accept its licence on the Hub and add the secret HF_TOKEN")
     tasks = list(METRIC) if on_gpu else ["poetry_verses"]
@@ -94,8 +89,6 @@ def train(chosen: Choices) -> record.Record:
     meanwhile. Errors as of `train.fit`."""
     from huggingface_hub import HfApi
 
-    from .train import fit
-
     out, path = chosen.out, chosen.out / "record.json"
     if (kept := chosen.recipe.push_checkpoints) and not path.exists():
         make = partial(HfApi().create_repo, kept, private=True, exist_ok=True)
@@ -111,36 +104,13 @@ def train(chosen: Choices) -> record.Record:
             return earlier
         if not checkpoints.last(out):
             shutil.rmtree(out)  # cut off before its first checkpoint
+    from .live import Live  # loads all that trains; a finished run needs none of it
+    from .train import fit
+
     live = Live(out)
     result = fit(chosen.recipe, out, resume=path.exists(), minutes=chosen.minutes, callbacks=[live])
     live.show()
     return result
-
-
-class Live(TrainerCallback):
-    """Shows the loss curve while training goes on."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.handle: Any = None
-        self.shown = time.monotonic()
-
-    def show(self) -> None:
-        """Show loss.png, in the place of the one before."""
-        image = Image(filename=str(self.out / "loss.png"))
-        if self.handle:
-            self.handle.update(image)
-        else:
-            self.handle = display(image, display_id=True)
-        self.shown = time.monotonic()
-
-    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        losses = [entry for entry in state.log_history if "loss" in entry]
-        if len(losses) > 1 and time.monotonic() > self.shown + REDRAW:
-            from .train import draw_losses
-
-            draw_losses(losses, self.out / "loss.png", f"{state.global_step} of {state.max_steps} steps")
-            self.show()
 
 
 def speed(chosen: Choices, methods: str) -> str:
@@ -153,6 +123,7 @@ def speed(chosen: Choices, methods: str) -> str:
         with tempfile.TemporaryDirectory() as scratch:
             command = [sys.executable, "-m", "iris", "train", "--method", method, "--out", f"{scratch}/run"]
             command += ["--model", chosen.recipe.model, "--data", chosen.recipe.data, "--max-steps", str(steps)]
+            command += ["--set", f"batch_size={chosen.recipe.batch_size}"]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise RunError(f"{method} failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")

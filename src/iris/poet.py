@@ -85,7 +85,8 @@ def request(theme: str, form: str, mood: str = "", length: str = "") -> str:
 
 
 def cores() -> int:
-    """Physical cores this process may use: its CPU affinity without hyperthreads, within a container's CPU quota."""
+    """Physical cores this process may use: its CPU affinity without hyperthreads, within a container's CPU quota and
+    OMP_NUM_THREADS. With a thread more than there are cores free, the others wait for it at every layer."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     physical = set()
     for cpu in allowed:
@@ -95,6 +96,8 @@ def cores() -> int:
     quota = Path("/sys/fs/cgroup/cpu.max")
     if quota.exists() and (share := quota.read_text().split())[0] != "max":
         count = min(count, round(int(share[0]) / int(share[1])))
+    if (wanted := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
+        count = min(count, int(wanted))
     return max(1, count)
 
 
