@@ -132,16 +132,17 @@ class Bench:
                 speed.make_rows(self.args.tokenizer, path, count)
         self.alone: dict[str, Any] = {}
 
-        def on_its_gpu(gpu: int, shape: str, needed: set[str]) -> None:
-            if needed & set(self.args.parts):
-                self.make(shape, gpu)
-            if shape == "1b" and shape in self.args.parts:
-                self.alone = self.train("1b-1", shape, "lora16", self.args.batch, self.args.steps, (gpu,))
+        def prepare_1b() -> None:
+            if {"1b", "kill", "resume", "evaluate"} & set(self.args.parts):
+                self.make("1b", 0)
+            if "1b" in self.args.parts:
+                self.alone = self.train("1b-1", "1b", "lora16", self.args.batch, self.args.steps, (0,))
 
-        self.parallel(
-            lambda: on_its_gpu(0, "1b", {"1b", "kill", "resume", "evaluate"}),
-            lambda: on_its_gpu(1, "8b", {"8b", "qlora", "evaluate-8b"}),
-        )
+        def prepare_8b() -> None:
+            if {"8b", "qlora", "evaluate-8b"} & set(self.args.parts):
+                self.make("8b", 1)
+
+        self.parallel(prepare_1b, prepare_8b)
 
     def compare(self, part: str, shape: str, method: str, one: dict[str, Any], two: dict[str, Any]) -> None:
         names = ["steady_tokens_per_s", "tokens_per_s", "step_seconds", "tokens", "peak_memory_gb", "plan", "gpus"]
@@ -166,7 +167,9 @@ class Bench:
     def fsdp(self) -> None:
         """8B, the base spread over two GPUs; on one GPU twice, which tells how far two runs of the same differ."""
         ours = ("8b", "lora16", LARGE_BATCH, self.args.steps)
-        one, again = self.parallel(lambda: self.train("8b-1", *ours, (0,)), lambda: self.train("8b-again", *ours, (1,)))
+        one, again = self.parallel(
+            lambda: self.train("8b-1", *ours, (0,)), lambda: self.train("8b-again-1", *ours, (1,))
+        )
         # four at a time together, as many as one GPU takes
         two = self.train("8b-2", *ours, (0, 1), "--set", "micro_batch=2", "--set", "fsdp=true")
         self.compare("8b", "8b", "lora16", one, two)
@@ -290,10 +293,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         args.scratch = args.scratch or Path(temporary)
         args.scratch.mkdir(parents=True, exist_ok=True)
-        for run in [
-            *args.scratch.glob("*-[12]"),
-            *map(args.scratch.joinpath, ("8b-again", "killed", "whole", "resumed")),
-        ]:
+        for run in [*args.scratch.glob("*-[12]"), *map(args.scratch.joinpath, ("killed", "whole", "resumed"))]:
             shutil.rmtree(run, ignore_errors=True)  # of an earlier call
         args.given = ["--tokenizer", str(args.tokenizer), "--data-dir", args.data_dir, "--out", str(args.out)]
         args.given += ["--scratch", str(args.scratch), *(["--tiny"] if args.tiny else [])]

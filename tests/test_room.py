@@ -40,26 +40,19 @@ def test_a_full_room_numbers_the_line_and_a_full_line_is_refused(poet: Poet) -> 
 
 
 def test_a_visitor_who_leaves_frees_the_engine_within_a_second(poet: Poet) -> None:
-    """The next one's first word comes no more than a second after it would come in an idle room."""
-
-    async def first_word(room: Room) -> float:
+    async def visit() -> float:
+        room = Room({"tuned": poet}, seats=1)
+        writing = room.write("rain", **LONG)
+        while not (await anext(writing)).text:
+            pass
+        await writing.aclose()
         began = asyncio.get_running_loop().time()
         async for now in room.write("snow", "haiku"):
             if now.text:
                 return asyncio.get_running_loop().time() - began
         raise AssertionError("no poem came")
 
-    async def visit() -> tuple[float, float]:
-        room = Room({"tuned": poet}, seats=1)
-        idle = await first_word(room)
-        writing = room.write("rain", **LONG)
-        while not (await anext(writing)).text:
-            pass
-        await writing.aclose()
-        return await first_word(room), idle
-
-    after, idle = asyncio.run(visit())
-    assert after < idle + 1
+    assert asyncio.run(visit()) < 1
 
 
 def test_whoever_sets_left_ends_the_poem_and_frees_the_engine() -> None:
@@ -71,8 +64,8 @@ def test_whoever_sets_left_ends_the_poem_and_frees_the_engine() -> None:
         writing = room.write("rain", "sonnet", keep_form=keep_form, left=left)
         while not (await anext(writing)).text:
             pass
+        free, began = poet._free._value, time.perf_counter()  # read first, as the engine may be free at once
         left.set()
-        began, free = time.perf_counter(), poet._free._value
         while poet._free._value == free:
             assert time.perf_counter() - began < 3  # a sonnet takes 5 s, and longer where other tests run beside it
             await asyncio.sleep(0.01)

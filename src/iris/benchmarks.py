@@ -225,7 +225,7 @@ def run(job: dict[str, Any], say: Callable[..., None]) -> None:
         part["lm_eval"] = {name: results[name] for name in KEPT if name in results}
         part["results"] = results
         text = json.dumps(part, default=handle_non_serializable, ensure_ascii=False)
-        write_atomic(task["part"], gzip.compress(text.encode(), 6, mtime=0))
+        write_atomic(task["part"], gzip.compress(text.encode(), mtime=0))
         say(event="done", task=name, peak_memory_gb=peak_memory_gb())
 
 
