@@ -29,7 +29,6 @@ from iris import benchmarks, checkpoints, hardware, record, speed
 
 PARTS = ("1b", "8b", "kill", "resume", "evaluate", "qlora", "evaluate-8b")
 TASKS = list(benchmarks.DATA)
-LARGE_BATCH = 16  # of the 8B: with 4 the sum's own noise, of 16-bit kernels that add in no fixed order, is above 0.001
 BEGAN = time.monotonic()
 QUICK = ["lr_scheduler_type=constant", "save_steps=10", "compile=false"]  # the runs that are killed and resumed
 
@@ -90,7 +89,7 @@ class Bench:
 
     def command(self, name: str, shape: str, method: str, batch: int, steps: int, *more: str) -> list[str]:
         words = ["-m", "iris", "train", "--model", str(self.model(shape)), "--method", method]
-        words += ["--out", str(self.at(name)), "--data", str(self.scratch / f"rows-{shape}.jsonl")]
+        words += ["--out", str(self.at(name)), "--data", str(self.scratch / "rows.jsonl")]
         words += ["--max-steps", str(steps), "--set", f"batch_size={batch}"]
         tiny = ["max_length=128", "precision=fp32", "optim=adamw_torch"] if self.args.tiny else []
         return [*words, *(word for setting in tiny for word in ("--set", setting)), *more]
@@ -124,12 +123,10 @@ class Bench:
 
     def prepare(self) -> None:
         """The rows and models, and beside the making of the larger one the 1B's run on one GPU."""
-        sizes = {"1b": self.args.batch * self.args.steps, "8b": LARGE_BATCH * self.args.steps}
-        for shape, sequences in sizes.items():
-            path = self.scratch / f"rows-{shape}.jsonl"
-            if not path.exists():
-                count = 300 if self.args.tiny else int(sequences * 2048 / 540) + 50
-                speed.make_rows(self.args.tokenizer, path, count)
+        rows = self.scratch / "rows.jsonl"
+        if not rows.exists():
+            count = 300 if self.args.tiny else int(self.args.batch * self.args.steps * 2048 / 540) + 50
+            speed.make_rows(self.args.tokenizer, rows, count)
         self.alone: dict[str, Any] = {}
 
         def prepare_1b() -> None:
@@ -166,7 +163,7 @@ class Bench:
 
     def fsdp(self) -> None:
         """8B, the base spread over two GPUs; on one GPU twice, which tells how far two runs of the same differ."""
-        ours = ("8b", "lora16", LARGE_BATCH, self.args.steps)
+        ours = ("8b", "lora16", self.args.batch, self.args.steps)
         one, again = self.parallel(
             lambda: self.train("8b-1", *ours, (0,)), lambda: self.train("8b-again-1", *ours, (1,))
         )

@@ -92,6 +92,18 @@ def test_two_processes_train_the_adapter_of_one(one, two):
     same_run(one, two)
 
 
+@pytest.mark.slow
+def test_a_compiled_base_spread_over_two_trains_the_adapter_of_one(small, rows, one, tmp_path):
+    """The hooks that gather a layer's weights go around what is compiled."""
+    if not shutil.which("g++"):
+        pytest.skip("to compile for a CPU takes g++, which is not here")
+    done = iris(*train(small, rows, tmp_path, "--gpus", 2, "--set", "fsdp=true", "--set", "compile=true"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    plan = record.read(tmp_path / "record.json").settings["plan"]
+    assert plan["compile"] and plan["sharded"]
+    same_run(one, tmp_path)
+
+
 @pytest.mark.parametrize("more", [["--gpus", 2, "--set", "fsdp=true"], []], ids=["one, then two", "two, then one"])
 def test_a_checkpoint_goes_on_with_another_number_of_processes(small, rows, one, two, tmp_path, more):
     """On two with the base spread over them."""

@@ -159,8 +159,6 @@ def shard(adapted: Any) -> None:
         if isinstance(module, FastLinear):
             module.get_ready_to_shard(here)
     mesh = init_device_mesh(here.type, (size(),))
-    for module in [*llama.model.layers, llama.model.norm]:
-        module._compiled_call_impl = None  # by a plan that did not fit; FSDP's hooks are not to be compiled
     for module in [*llama.model.layers, *ends, llama.model]:
         fully_shard(module, mesh=mesh, ignored_params=whole)
     if here.type == "cuda":

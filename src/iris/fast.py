@@ -76,12 +76,12 @@ def speed_up(model: Any) -> int:
 
 
 def compile_layers(model: Any) -> None:
-    """Compile each decoder layer of a PEFT model for the one shape it will see; the layers share one compilation."""
+    """Compile each decoder layer of a PEFT model for the one shape it will see; the layers share one compilation. Of a
+    sharded model the hooks that gather a layer's weights run before and after it, not compiled."""
     base = model.get_base_model()
     base.enable_input_require_grads()  # so that the first layer shares the graph of the others
-    for layer in base.model.layers:
-        layer.compile(dynamic=False)
-    base.model.norm.compile(dynamic=False)
+    for layer in [*base.model.layers, base.model.norm]:
+        layer.forward = torch.compile(type(layer).forward.__get__(layer), dynamic=False)
 
 
 def _prepare(module: Any) -> bool:

@@ -104,7 +104,7 @@ class Trainer(SFTTrainer):
     def _collator(self, items: list[dict[str, Any]], plan: Plan, pad: int) -> Any:
         if not self.packed:
             return lambda batch: chat.collate_padded(batch, pad)
-        if hardware.device() == "cpu":
+        if hardware.device() == "cpu" and not plan.compile:
             return lambda batch: chat.collate(batch, pad)
         shape = chat.shape_of(items, plan.micro_batch, self.recipe.max_length)
         return lambda batch: chat.collate(batch, pad, shape)
