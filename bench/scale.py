@@ -163,12 +163,15 @@ class Bench:
 
     def fsdp(self) -> None:
         """8B, the base spread over two GPUs; on one GPU twice, which tells how far two runs of the same differ."""
-        ours = ("8b", "lora16", self.args.batch, self.args.steps)
-        one, again = self.parallel(
-            lambda: self.train("8b-1", *ours, (0,)), lambda: self.train("8b-again-1", *ours, (1,))
-        )
-        # four at a time together, as many as one GPU takes
-        two = self.train("8b-2", *ours, (0, 1), "--set", "micro_batch=2", "--set", "fsdp=true")
+
+        def train(name: str, *gpus: int) -> dict[str, Any]:
+            # sequences of half the recipe's length, eight at a time on one GPU or on both together
+            settings = ["fsdp=true", *([] if self.args.tiny else ["max_length=1024", f"micro_batch={8 // len(gpus)}"])]
+            more = [word for setting in settings for word in ("--set", setting)]
+            return self.train(name, "8b", "lora16", self.args.batch, self.args.steps, gpus, *more)
+
+        one, again = self.parallel(lambda: train("8b-1", 0), lambda: train("8b-again-1", 1))
+        two = train("8b-2", 0, 1)
         self.compare("8b", "8b", "lora16", one, two)
         self.compare("8b-again", "8b", "lora16", one, again)
 

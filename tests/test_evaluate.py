@@ -52,7 +52,7 @@ def adapter(tmp_path_factory, small_model):
 def samples(out, task):
     """lm-eval's samples of a task, from the part beside the record at `out`."""
     (part,) = out.with_suffix(".parts").glob(f"{task}-*.json.gz")
-    return json.loads(gzip.decompress(part.read_bytes()))["results"]["samples"]
+    return json.loads(gzip.decompress(part.read_bytes()).splitlines()[1])["samples"]
 
 
 # --- the scores are lm-eval's own ------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def measured(tmp_path_factory, small_model):
 
 def samples(out, task):
     (part,) = out.with_suffix(".parts").glob(f"{task}-*.json.gz")
-    return json.loads(gzip.decompress(part.read_bytes()))["results"]["samples"][task]
+    return json.loads(gzip.decompress(part.read_bytes()).splitlines()[1])["samples"][task]
 
 
 def bits_by_hand(model, tokenizer, row):

@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,7 @@ def run(job: dict[str, Any], say: Callable[..., None]) -> None:
     """Load the model once, run the job's tasks, write each one's part; `say` gets the events."""
     import lm_eval
     import torch
+    from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import handle_non_serializable
     from torch.utils import collect_env
@@ -180,6 +182,24 @@ def run(job: dict[str, Any], say: Callable[..., None]) -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)  # it builds a plan for every new length: most of a step's time
     if job["data_dir"]:
         _use_local_data(job["data_dir"])
+    # lm-eval compiles a task's templates again for every item, prepares examples that zero shots do not show, and looks
+    # the machine over for seconds, which the record does in its own way
+    lm_eval.utils.env.from_string = lru_cache(lm_eval.utils.env.from_string)
+    ConfigurableTask.fewshot_docs = lambda _: []
+    collect_env.get_pretty_env_info = lambda: ""
+    folders = [Path(lm_eval.__file__).parent / "tasks" / source[3] for source in DATA.values()]
+    manager = TaskManager(include_path=[TASKS, *folders], include_defaults=False)
+
+    def load(task: dict[str, Any]) -> Any:
+        with said_plainly(f"{task['name']}'s data" + ("" if job["data_dir"] else " (no --data-dir is given)")):
+            loaded = manager.load([task["name"]])
+        for one in loaded["tasks"].values():
+            keep_documents(one)
+        return loaded
+
+    tasks = job["tasks"]
+    ahead = ThreadPoolExecutor(1)
+    loading = ahead.submit(load, tasks[0])  # while the model is loaded
     arguments = job["model_args"]
     with said_plainly(f"the model {arguments['pretrained']}"):
         if arguments["gguf_file"]:  # whose own metadata transformers reads in part: Llama 3's rope scaling is left out
@@ -187,19 +207,13 @@ def run(job: dict[str, Any], say: Callable[..., None]) -> None:
             whole = {"tokenizer": AutoTokenizer.from_pretrained(merged), "config": AutoConfig.from_pretrained(merged)}
             arguments = arguments | whole
         lm = SharedContextLM(**arguments, device=job["device"], batch_size=1)
-    # lm-eval compiles a task's templates again for every item, and looks the machine over again for every task
-    lm_eval.utils.env.from_string = lru_cache(lm_eval.utils.env.from_string)
-    collect_env.get_pretty_env_info = lru_cache(collect_env.get_pretty_env_info)
-    folders = [Path(lm_eval.__file__).parent / "tasks" / source[3] for source in DATA.values()]
-    manager = TaskManager(include_path=[TASKS, *folders], include_defaults=False)
-    for task in job["tasks"]:
+    for task, following in zip(tasks, [*tasks[1:], None], strict=True):
         name = task["name"]
         say(event="start", task=name)
         begin = time.monotonic()
-        with said_plainly(f"{name}'s data" + ("" if job["data_dir"] else " (no --data-dir is given)")):
-            loaded = manager.load([name])
-        for one in loaded["tasks"].values():
-            keep_documents(one)
+        loaded = loading.result()
+        if following:  # while this one is scored
+            loading = ahead.submit(load, following)
 
         def attempt(batch_size: int, task: dict[str, Any] = task, loaded: Any = loaded) -> dict[str, Any]:
             lm.batch_size_per_gpu = batch_size
@@ -223,9 +237,9 @@ def run(job: dict[str, Any], say: Callable[..., None]) -> None:
         if task["chat_template"]:
             part["chat_template_sha256"] = hashlib.sha256(str(lm.chat_template(True)).encode()).hexdigest()
         part["lm_eval"] = {name: results[name] for name in KEPT if name in results}
-        part["results"] = results
-        text = json.dumps(part, default=handle_non_serializable, ensure_ascii=False)
-        write_atomic(task["part"], gzip.compress(text.encode(), mtime=0))
+        # the first line is what a record needs, the second all of lm-eval's, with its samples
+        lines = [json.dumps(each, default=handle_non_serializable, ensure_ascii=False) for each in (part, results)]
+        write_atomic(task["part"], gzip.compress("\n".join(lines).encode(), mtime=0))
         say(event="done", task=name, peak_memory_gb=peak_memory_gb())
 
 

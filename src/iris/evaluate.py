@@ -256,8 +256,9 @@ def _run(job: dict[str, Any]) -> float:
 
 def _read_part(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(gzip.decompress(path.read_bytes())))
-    except (OSError, ValueError, EOFError):
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            return dict(json.loads(next(lines)))
+    except (OSError, ValueError, EOFError, StopIteration):
         raise RunError(f"{path} is damaged; delete it and run the same command again") from None
 
 

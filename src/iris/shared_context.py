@@ -9,9 +9,11 @@ parallel call, each once: lm-eval tokenizes a context again for every continuati
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import has_bos_prefix
@@ -68,12 +70,21 @@ class SharedContextLM(HFLM):
         lengths = {group[0]: self._row_length([requests[i] for i in group]) for group in groups}
         groups.sort(key=lambda group: -lengths[group[0]])  # if memory is short, know it now
         with tqdm(total=len(rest), disable=disable_tqdm or self.rank != 0, desc="Scoring continuations") as bar:
-            for batch in self._batches(groups, lengths):
-                found = self._score([[requests[i] for i in group] for group in batch])
-                numbers = [i for group in batch for i in group]
-                scores |= dict(zip(numbers, found, strict=True))
+            for numbers, found in self._launch(self._batches(groups, lengths), requests):
+                scores |= zip(numbers, found.scores(), strict=True)
                 bar.update(len(numbers))
         return [scores[i] for i in range(len(requests))]
+
+    def _launch(self, batches: list[list[list[int]]], requests: list[Request]) -> Iterator[tuple[list[int], _Found]]:
+        """The numbers of each batch's requests and what is found; while the GPU computes a batch, its next is built."""
+        before: tuple[list[int], _Found] | None = None
+        for batch in batches:
+            now = [i for group in batch for i in group], self._score(batch, requests)
+            if before:
+                yield before
+            before = now
+        if before:
+            yield before
 
     @staticmethod
     def _row_length(group: list[Request]) -> int:
@@ -92,46 +103,64 @@ class SharedContextLM(HFLM):
         return batches
 
     @torch.no_grad()
-    def _score(self, groups: list[list[Request]]) -> list[Score]:
-        """Scores of the requests of some contexts, in order; a group is one context with its continuations."""
-        width = max(self._row_length(group) for group in groups)
-        ids = torch.zeros(len(groups), width, dtype=torch.long)
-        positions = torch.zeros_like(ids)
-        part = torch.full_like(ids, -1)  # 0 the context, 1... the continuations, -1 padding
-        places: list[tuple[int, int]] = []  # row and column of each scored prediction
+    def _score(self, groups: list[list[int]], requests: list[Request]) -> _Found:
+        """Have the scores of some contexts' requests computed; a group numbers one context's continuations."""
+        width = max(self._row_length([requests[i] for i in group]) for group in groups)
+        ids = np.zeros((len(groups), width), dtype=np.int64)
+        positions = np.zeros_like(ids)
+        part = np.full_like(ids, -1)  # 0 the context, 1... the continuations, -1 padding
+        places: list[int] = []  # of each scored prediction, in the flattened rows
         wanted: list[int] = []
+        lengths: list[int] = []
         for row, group in enumerate(groups):
-            context = group[0][1]
-            end = len(context)
-            ids[row, :end] = torch.tensor(context)
-            positions[row, :end] = torch.arange(end)
-            part[row, :end] = 0
-            for number, (_, _, answer) in enumerate(group, 1):
+            context = requests[group[0]][1]
+            start = end = len(context)
+            ids[row, :end], positions[row, :end], part[row, :end] = context, np.arange(end), 0
+            for number, i in enumerate(group, 1):
+                answer = requests[i][2]
                 length = len(answer) - 1  # the last token is predicted, not read
-                ids[row, end : end + length] = torch.tensor(answer[:-1], dtype=torch.long)
-                positions[row, end : end + length] = len(context) + torch.arange(length)
-                part[row, end : end + length] = number
-                places += [(row, len(context) - 1), *((row, end + k) for k in range(length))]
+                new = slice(end, end + length)
+                ids[row, new], positions[row, new], part[row, new] = answer[:-1], start + np.arange(length), number
+                places += [row * width + start - 1, *range(row * width + end, row * width + end + length)]
                 wanted += answer
+                lengths.append(len(answer))
                 end += length
-        same = (part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None])
-        mask = (same & torch.ones(width, width, dtype=torch.bool).tril())[:, None]
+        at, targets = self._send(np.array(places)), self._send(np.array(wanted))
+        parts = self._send(part)
+        same = (parts[:, None, :] == 0) | (parts[:, None, :] == parts[:, :, None])
+        mask = (same & torch.ones(width, width, dtype=torch.bool, device=self.device).tril())[:, None]
         causal = self.model.get_base_model() if self.peft else self.model
         hidden = causal.model(
-            input_ids=ids.to(self.device),
-            position_ids=positions.to(self.device),
-            attention_mask=mask.to(self.device),
-            use_cache=False,
-        ).last_hidden_state
-        rows, columns = torch.tensor(places, device=self.device).T
-        targets = torch.tensor(wanted, device=self.device)
+            input_ids=self._send(ids), position_ids=self._send(positions), attention_mask=mask, use_cache=False
+        ).last_hidden_state.flatten(0, 1)
         logp, greedy = [], []
         for begin in range(0, len(targets), HEAD_ROWS):
             chunk = slice(begin, begin + HEAD_ROWS)
-            logits = causal.lm_head(hidden[rows[chunk], columns[chunk]])
+            logits = causal.lm_head(hidden[at[chunk]])
             logits = logits.log_softmax(dim=-1, dtype=self.softmax_dtype)
             logp.append(logits.gather(1, targets[chunk, None])[:, 0])
             greedy.append(logits.argmax(dim=-1) == targets[chunk])
-        lengths = [len(answer) for group in groups for _, _, answer in group]
-        sums = [float(each.sum()) for each in torch.cat(logp).cpu().split(lengths)]
-        return list(zip(sums, (bool(each.all()) for each in torch.cat(greedy).cpu().split(lengths)), strict=True))
+        return _Found(torch.cat(logp), torch.cat(greedy), lengths)
+
+    def _send(self, numbers: np.ndarray) -> torch.Tensor:
+        """The array on the model's device, without waiting for what is computed there."""
+        tensor = torch.from_numpy(numbers)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+
+class _Found:
+    """The log-probabilities of a batch's continuations and whether they are greedy, on their way from the device."""
+
+    def __init__(self, logp: torch.Tensor, greedy: torch.Tensor, lengths: list[int]) -> None:
+        self.logp, self.greedy = (each.to("cpu", non_blocking=True) for each in (logp, greedy))
+        self.lengths = lengths
+        self.there = torch.cuda.Event() if logp.is_cuda else None
+        if self.there:
+            self.there.record()
+
+    def scores(self) -> list[Score]:
+        """Of each continuation in turn; waits for them."""
+        if self.there:
+            self.there.synchronize()
+        logp, greedy = (each.split(self.lengths) for each in (self.logp, self.greedy))
+        return [(float(one.sum()), bool(all_of.all())) for one, all_of in zip(logp, greedy, strict=True)]
