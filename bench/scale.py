@@ -166,7 +166,8 @@ class Bench:
 
         def train(name: str, *gpus: int) -> dict[str, Any]:
             # sequences of half the recipe's length, eight at a time on one GPU or on both together
-            settings = ["fsdp=true", *([] if self.args.tiny else ["max_length=1024", f"micro_batch={8 // len(gpus)}"])]
+            settings = ["max_length=1024", f"micro_batch={8 // len(gpus)}", "compile=true", "fsdp=true"]
+            settings = settings[-1:] if self.args.tiny else settings
             more = [word for setting in settings for word in ("--set", setting)]
             return self.train(name, "8b", "lora16", self.args.batch, self.args.steps, gpus, *more)
 
