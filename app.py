@@ -137,6 +137,7 @@ def page(room: Room, names: dict[str, str], foot: str) -> gr.Blocks:
             end(visitor.session_hash or "")
 
         stop.click(halt, None, None, queue=False, **quiet)
+        blocks.unload(halt)  # a closed tab stops as well
         copy.click(None, js="() => window.iris.copy()", **quiet)
         download.click(None, js="() => window.iris.download()", **quiet)
 

@@ -94,6 +94,7 @@ class Visitor:
     def __init__(self, app: App) -> None:
         self.app, self.session, self.finished = app, secrets.token_hex(6), False
         self.client = httpx.Client(base_url=app.url + "/gradio_api", timeout=900, verify=False)  # no certificates
+        self.heart = self.client.send(self.client.build_request("GET", f"/heartbeat/{self.session}"), stream=True)
 
     def write(self, theme: str, seed: int, form: str = "free", length: str = "", keep: bool = False) -> Iterator[str]:
         """Press Write; yields what the sheet says: "...", a place in the line, or the lines so far. `finished` once
@@ -121,6 +122,11 @@ class Visitor:
             if not first and not text.startswith("..."):
                 first = time.perf_counter() - began
         return text, first, time.perf_counter() - began, waited
+
+    def close(self, poem: Iterator[str]) -> None:
+        """Close the tab: the poem's stream, and the one that tells the room that somebody is here."""
+        poem.close()  # type: ignore[attr-defined]
+        self.heart.close()
 
     def stop(self) -> None:
         body = {"data": [], "fn_index": self.app.stop, "session_hash": self.session}
@@ -311,7 +317,7 @@ def leave(app: App) -> Rows:
             _at_once(lambda n, poems=poems: settle(poems[n]), SEATS)  # type: ignore[misc]
             began = time.perf_counter()
             for visitor, poem in zip(visitors, poems, strict=True):
-                visitor.stop() if how == "stop" else poem.close()  # type: ignore[attr-defined]
+                visitor.stop() if how == "stop" else visitor.close(poem)
             newcomer = Visitor(app).write("rain", attempt, form="haiku")
             settle(newcomer)
             times.append(time.perf_counter() - began)

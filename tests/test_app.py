@@ -520,6 +520,22 @@ def test_visitors_who_leave_make_room(server) -> None:
     assert first and time.perf_counter() - began < 5
 
 
+def test_a_closed_tab_frees_the_engine_within_a_second(server, visit) -> None:
+    def seconds() -> float:
+        """CPU time of the room so far."""
+        fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    page = visit()
+    ask(page, "the long road home", "sonnet")  # of which there are seconds to come
+    page.wait_for_selector("#sheet [aria-busy=true] .line")
+    page.close()
+    time.sleep(1)
+    before = seconds()
+    time.sleep(1)
+    assert seconds() - before < 0.3
+
+
 def test_a_full_room_tells_a_number_and_then_writes(server, visit) -> None:
     others = [begin(server, seed) for seed in range(12)]
     page = visit()

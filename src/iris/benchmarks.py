@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import logging
 import math
 import os
 import sys
@@ -179,6 +180,7 @@ def run(job: dict[str, Any], say: Callable[..., None]) -> None:
     from .hub import said_plainly
     from .shared_context import SharedContextLM
 
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it obeys LMEVAL_LOG_LEVEL only once a task begins
     torch.backends.cuda.enable_cudnn_sdp(False)  # it builds a plan for every new length: most of a step's time
     if job["data_dir"]:
         _use_local_data(job["data_dir"])

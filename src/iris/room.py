@@ -16,9 +16,9 @@ from .poet import Poem, Poet, request
 SEATS = 8  # poems written at a time; more would only make each of them crawl
 CANDIDATES = 4  # of "Keep the form", which takes as many seats
 LINE = 100  # visitors who may wait
-TICK = 0.05  # seconds: a poem is shown anew every two ticks, and one more for each other seat that is taken, because
-# each time costs the engine 3 to 5 ms of its cores; but never more than LONGEST, as only then it is noticed who left
-LONGEST = 0.3
+TICK = 0.07  # seconds: a poem is shown anew every two ticks, and one more for each other seat that is taken, because
+# each time costs the engine 3 to 5 ms of its cores, and its other thread waits; but never more than LONGEST
+LONGEST = 0.4
 PULSE = 0.5  # seconds after which progress is given even if nothing has changed: only then it shows that a visitor left
 
 
