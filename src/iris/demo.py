@@ -53,7 +53,7 @@ def run(out: Path, results: Path, max_steps: int | None = None, limit: int | Non
 
     minutes = (time.monotonic() - began) / 60
     print(f"\nDone in {minutes:.1f} minutes. Loss curve: {out / 'loss.png'}. Records: {records}.")
-    print(f"Open the room:  IRIS_MODEL={gguf} .venv/bin/python app.py")
+    print(f"Open the room:  IRIS_MODEL={gguf} IRIS_BASE=smollm2 .venv/bin/python app.py")
 
 
 def _say(number: int, what: str) -> None:
