@@ -22,7 +22,8 @@ import gradio as gr  # noqa: E402
 from iris.errors import InputError, RunError  # noqa: E402
 from iris.leaf import leaf  # noqa: E402
 from iris.poet import LENGTHS, MOODS, clean_theme  # noqa: E402
-from iris.poetry.verse import FORMS, line_syllables  # noqa: E402
+from iris.poetry.sound import line_syllables  # noqa: E402
+from iris.poetry.verse import FORMS  # noqa: E402
 from iris.room import Progress, Room  # noqa: E402
 from iris.space import MISFITS, Page, foot, head, settings, voices  # noqa: E402
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iris.poetry import verse
-from iris.poetry.verse import FORMS, judge, line_syllables, rhymes, scheme, syllables
+from iris.poetry.sound import line_syllables, rhymes, syllables
+from iris.poetry.verse import FORMS, judge, scheme
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSES = ROOT / "src/iris/poetry/verses.jsonl"

@@ -153,7 +153,7 @@ def _data_digest(data_dir: str | Path | None, task: str) -> dict[str, str] | Non
 def _code_digest(task: str) -> dict[str, str]:
     """Digests of the files of this package that a score of `task` depends on."""
     poetry = benchmarks.TASKS.parent
-    own = {"poetry_verses": ("verses.*",), "poetry_form": ("verse.py", "verses.*")}.get(task, ())
+    own = {"poetry_verses": ("verses.*",), "poetry_form": ("sound.py", "verse.py", "verses.*")}.get(task, ())
     files = [*benchmarks.TASKS.glob(f"{task}.*"), *(path for pattern in own for path in poetry.glob(pattern))]
     files.append(poetry.parent / "shared_context.py")
     return {path.name: record.file_digest(path) for path in sorted(files)}

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from .poetry.verse import HAIKU, QUATRAINS, line_syllables, rhymes
+from .poetry.sound import line_syllables, rhymes
+from .poetry.verse import HAIKU, QUATRAINS
 from .poetry.verses import first_exchange, read_verses
 
 LINES = {"haiku": 3, "limerick": 5, "couplet": 2, "quatrain": 4, "sonnet": 14}

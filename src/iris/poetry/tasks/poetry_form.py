@@ -17,7 +17,8 @@ from datasets import Dataset
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
-from iris.poetry.verse import Verdict, judge, rhymes
+from iris.poetry.sound import rhymes
+from iris.poetry.verse import Verdict, judge
 from iris.poetry.verses import read_verses
 
 CUT = "\x17"  # "end of transmission block": the last token of a text that ran into the length limit
