@@ -16,9 +16,10 @@ from .poet import Poem, Poet, request
 SEATS = 8  # poems written at a time; more would only make each of them crawl
 CANDIDATES = 4  # of "Keep the form", which takes as many seats
 LINE = 100  # visitors who may wait
-TICK = 0.07  # seconds: a poem is shown anew every two ticks, and one more for each other seat that is taken, because
+TICK = 0.05  # seconds: a poem is shown anew every two ticks, and one more for each other seat that is taken, because
 # each time costs the engine 3 to 5 ms of its cores, and its other thread waits; but never more than LONGEST
 LONGEST = 0.4
+FIRST, LATER = 12, 1.4  # after so many times, when there is something to read, the pauses are so much longer
 PULSE = 0.5  # seconds after which progress is given even if nothing has changed: only then it shows that a visitor left
 
 
@@ -76,14 +77,14 @@ class Room:
             left = left or threading.Event()
             writing = _Writing((poet.keep_form if several else poet.stream)(theme, form, left=left, **options), left)
             try:
-                shown, told = "", 0.0
+                shown, told, times = "", 0.0, 0
                 while not writing.done.is_set():
                     if writing.text != shown or time.monotonic() - told > PULSE:
-                        shown, told = writing.text, time.monotonic()
+                        shown, told, times = writing.text, time.monotonic(), times + (writing.text != shown)
                         yield Progress(text=shown)
                     with suppress(TimeoutError):
-                        pause = min(LONGEST, TICK * (1 + self._seats - self._free))
-                        await asyncio.wait_for(writing.done.wait(), pause)
+                        pause = TICK * (1 + self._seats - self._free) * (LATER if times > FIRST else 1)
+                        await asyncio.wait_for(writing.done.wait(), min(LONGEST, pause))
             finally:
                 left.set()
         finally:
