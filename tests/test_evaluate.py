@@ -192,7 +192,7 @@ def test_finished_tasks_are_reused_only_where_everything_agrees(
     folder = tmp_path / "results"
     shutil.copytree(ours, folder)
     jobs = []
-    monkeypatch.setattr(evaluate, "_run", lambda job: jobs.append(job) or pytest.fail("ran again"))
+    monkeypatch.setattr(evaluate, "_run", lambda _, job: jobs.append(job) or pytest.fail("ran again"))
     run(str(small_model), adapter, ["arc_challenge"], folder / "new.json", limit=ITEMS, data_dir=shared_data)
     assert "already measured" in capsys.readouterr().err
     old, new = (record.read(folder / name).tasks["arc_challenge"] for name in ("three.json", "new.json"))
@@ -201,7 +201,7 @@ def test_finished_tasks_are_reused_only_where_everything_agrees(
     class Ran(Exception):
         pass
 
-    def ran(job):
+    def ran(process, job):
         raise Ran
 
     monkeypatch.setattr(evaluate, "_run", ran)
@@ -257,7 +257,7 @@ def killed(tmp_path_factory, small_model, adapter, plain):
 def test_killed_in_mid_task_the_finished_task_is_kept(killed, small_model, adapter, shared_data, monkeypatch):
     assert not killed.exists()
     waiting = []
-    monkeypatch.setattr(evaluate, "_run", lambda job: waiting.extend(job["tasks"]) or 0.0)
+    monkeypatch.setattr(evaluate, "_run", lambda _, job: waiting.extend(job["tasks"]) or 0.0)
     with pytest.raises(RunError, match=r"hellaswag.* is damaged"):  # for nothing ran
         run(str(small_model), adapter, ["arc_challenge", "hellaswag"], killed, 30, data_dir=shared_data, batch_size=1)
     assert [task["name"] for task in waiting] == ["hellaswag"]

@@ -1,10 +1,10 @@
 """lm-eval's tasks, run one after another in a process of their own.
 
-Run by evaluate.py as `python -m iris.benchmarks`: a job comes as one line of JSON on standard input, events go out as
-lines of JSON on standard output, lm-eval's progress bars go to standard error. Each finished task is written before
-the next one begins. When standard input closes, the parent is gone and so is this process.
+Run by evaluate.py as `python -m iris.benchmarks PROCESSES`: a job comes as one line of JSON on standard input, events
+go out as lines of JSON on standard output, lm-eval's progress bars go to standard error. Each finished task is written
+before the next one begins. When standard input closes, the parent is gone and so is this process.
 
-A job of several processes is started again under accelerate: they take the items in turn, and the first writes.
+Several processes are started under accelerate: they take the items in turn, and the first reads the job and writes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from . import distributed
 from .errors import InputError, RunError
 from .record import write_atomic
 
-JOB = "IRIS_JOB"  # the environment variable that hands the job on to several processes
 TASKS = Path(__file__).with_name("poetry") / "tasks"
 
 # Hub data set of each task: its id, its folder under --data-dir, the splits that lm-eval reads at zero shots, and the
@@ -250,17 +249,24 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def main() -> None:
-    job = json.loads(os.environ[JOB] if distributed.size() > 1 else sys.stdin.readline())
-    if distributed.size() == 1:
+def _receive() -> dict[str, Any]:
+    """The job, for every process; read by the first, which ends with the parent."""
+    line = ""
+    if distributed.rank() == 0:
+        line = sys.stdin.readline()
+        if not line:
+            os._exit(1)
         threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        if job["processes"] > distributed.size():
-            os.environ[JOB] = json.dumps(job)
-            distributed.launch([], job["processes"], "iris.benchmarks")  # whose standard output is this one's
-            return
-    except (InputError, RunError) as error:
-        print(json.dumps({"event": "error", "kind": type(error).__name__, "text": str(error)}), flush=True)
+    return dict(json.loads(distributed.hear(line)))
+
+
+def main() -> None:
+    processes = int(sys.argv[1])
+    if processes > distributed.size():
+        try:
+            distributed.launch(sys.argv[1:], processes, "iris.benchmarks")  # whose standard output is this one's
+        except (InputError, RunError) as error:
+            print(json.dumps({"event": "error", "kind": type(error).__name__, "text": str(error)}), flush=True)
         return
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what lm-eval prints goes to standard error: standard output is for events
@@ -271,7 +277,9 @@ def main() -> None:
 
     try:
         distributed.join()
-        run(job, say)
+        from . import shared_context  # noqa: F401  (seconds of imports, while the parent makes up the job)
+
+        run(_receive(), say)
         distributed.leave()
     except (InputError, RunError) as error:
         say(event="error", kind=type(error).__name__, text=str(error), traceback=traceback.format_exc())

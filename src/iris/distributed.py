@@ -120,6 +120,17 @@ def gather(values: list[float]) -> list[list[float]]:
     return [one.tolist() for one in each]
 
 
+def hear(text: str) -> str:
+    """The `text` of the first process, in every one."""
+    if size() == 1:
+        return text
+    import torch
+
+    heard = [text]
+    torch.distributed.broadcast_object_list(heard)
+    return heard[0]
+
+
 def device() -> torch.device:
     """The device of this process."""
     import torch

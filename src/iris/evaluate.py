@@ -14,6 +14,8 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,47 +73,47 @@ def evaluate(
     if processes < 1 or (limit or processes) < processes:
         raise InputError(f"--gpus {processes} needs at least one item of every task for each; raise --limit")
     data = {name: _data_digest(data_dir, name) for name in names}
-    device = hardware.device()
-    if one_of(precision, PRECISIONS, "precision") == "auto" and device == "cpu":
-        precision = "fp32"  # where nothing is learned, exact scores are worth more than speed
-    settings: dict[str, Any] = {
-        "precision": hardware.precision(precision),
-        "device": device,
-        "batch_size": batch_size or BATCH_SIZE[device],
-        "limit": limit,
-        "num_fewshot": 0,
-        "chat_template": "poetry tasks only",
-        "seeds": SEEDS,
-    }
-    source = resolve_gguf(Path(model)) if model.endswith(".gguf") else resolve(model)
-    adapted = _check_adapter(Path(adapter), source) if adapter else None
-    result = record.Record("evaluation", out.stem, source.as_dict(), adapter=adapted, settings=settings)
-
     begin = time.monotonic()
-    versions = {name: metadata.version(name) for name in DECISIVE}
-    common = [result.model, adapted and adapted["digest"], settings, versions]
-    parts: dict[str, Path] = {}
-    waiting = []
-    for name in names:
-        poetry = name.startswith("poetry")
-        key = record.digest_of([name, data[name], _code_digest(name), *common])
-        parts[name] = out.with_suffix(".parts") / f"{name}-{key}.json.gz"
-        known = sorted(out.parent.glob(f"*.parts/{name}-{key}.json.gz"))
-        if known:
-            parts[name] = known[0]
-            print(f"{name}: already measured with the same model, data, versions and settings", file=sys.stderr)
-        else:
-            waiting.append({"name": name, "part": str(parts[name]), "chat_template": poetry})
-    if waiting:
-        job: dict[str, Any] = {"model_args": _model_args(source, adapter, settings["precision"]), "tasks": waiting}
-        job |= {
+    with _lm_eval(processes) as process:  # it reads its packages while the weights are digested here
+        device = hardware.device()
+        if one_of(precision, PRECISIONS, "precision") == "auto" and device == "cpu":
+            precision = "fp32"  # where nothing is learned, exact scores are worth more than speed
+        settings: dict[str, Any] = {
+            "precision": hardware.precision(precision),
             "device": device,
-            "batch_size": settings["batch_size"],
+            "batch_size": batch_size or BATCH_SIZE[device],
             "limit": limit,
-            "data_dir": str(data_dir) if data_dir else None,
-            "processes": processes,
+            "num_fewshot": 0,
+            "chat_template": "poetry tasks only",
+            "seeds": SEEDS,
         }
-        result.measures["peak_memory_gb"] = _run(job)
+        source = resolve_gguf(Path(model)) if model.endswith(".gguf") else resolve(model)
+        adapted = _check_adapter(Path(adapter), source) if adapter else None
+        result = record.Record("evaluation", out.stem, source.as_dict(), adapter=adapted, settings=settings)
+
+        versions = {name: metadata.version(name) for name in DECISIVE}
+        common = [result.model, adapted and adapted["digest"], settings, versions]
+        parts: dict[str, Path] = {}
+        waiting = []
+        for name in names:
+            poetry = name.startswith("poetry")
+            key = record.digest_of([name, data[name], _code_digest(name), *common])
+            parts[name] = out.with_suffix(".parts") / f"{name}-{key}.json.gz"
+            known = sorted(out.parent.glob(f"*.parts/{name}-{key}.json.gz"))
+            if known:
+                parts[name] = known[0]
+                print(f"{name}: already measured with the same model, data, versions and settings", file=sys.stderr)
+            else:
+                waiting.append({"name": name, "part": str(parts[name]), "chat_template": poetry})
+        if waiting:
+            job: dict[str, Any] = {"model_args": _model_args(source, adapter, settings["precision"]), "tasks": waiting}
+            job |= {
+                "device": device,
+                "batch_size": settings["batch_size"],
+                "limit": limit,
+                "data_dir": str(data_dir) if data_dir else None,
+            }
+            result.measures["peak_memory_gb"] = _run(process, job)
     result.measures["wall_seconds"] = round(time.monotonic() - begin, 2)
     result.environment |= {"device": hardware.device_name(), "processes": processes}
 
@@ -203,44 +205,53 @@ def _model_args(source: Source, adapter: str | Path | None, precision: str) -> d
     }
 
 
-def _run(job: dict[str, Any]) -> float:
-    """Run the job in a fresh process (see benchmarks.py); its peak memory in GB. RunError says what was kept."""
-    command = [sys.executable, "-m", benchmarks.__name__]
+@contextmanager
+def _lm_eval(processes: int) -> Iterator[subprocess.Popen[str]]:
+    """A fresh process (see benchmarks.py) that waits for a job; ended with the block."""
     # In a session of its own Ctrl-C reaches this process alone, which then ends the other.
     quiet = {"LMEVAL_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "true"}
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", benchmarks.__name__, str(processes)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
         env=os.environ | quiet,
     )
+    assert process.stdin
+    try:
+        yield process
+    finally:
+        process.terminate()  # which a launcher of several hands on to them
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+        process.wait()
+
+
+def _run(process: subprocess.Popen[str], job: dict[str, Any]) -> float:
+    """Hand the job to the process; its peak memory in GB at the end. RunError says what was kept."""
     assert process.stdin and process.stdout
     done: list[str] = []
     task = None
     failure: dict[str, Any] = {}
     peak = 0.0
-    try:
+    with suppress(BrokenPipeError):  # it has ended, and says below why
         process.stdin.write(json.dumps(job) + "\n")
         process.stdin.flush()
-        for line in process.stdout:
-            event = json.loads(line)
-            match event["event"]:
-                case "start":
-                    task = event["task"]
-                    print(f"{task}: running", file=sys.stderr)
-                case "note":
-                    print(event["text"], file=sys.stderr)
-                case "done":
-                    done.append(event["task"])
-                    peak = event["peak_memory_gb"]
-                case "error":
-                    failure = event
-        code = process.wait()
-    finally:
-        process.kill()
-        process.stdin.close()
+    for line in process.stdout:
+        event = json.loads(line)
+        match event["event"]:
+            case "start":
+                task = event["task"]
+                print(f"{task}: running", file=sys.stderr)
+            case "note":
+                print(event["text"], file=sys.stderr)
+            case "done":
+                done.append(event["task"])
+                peak = event["peak_memory_gb"]
+            case "error":
+                failure = event
+    code = process.wait()
     kept = f"; finished tasks ({', '.join(done)}) are kept, the same command goes on" if done else ""
     if failure:
         print(failure["traceback"], file=sys.stderr) if failure["kind"] == "Exception" else None
