@@ -161,25 +161,25 @@ class Bench:
         two = self.train("1b-2", "1b", "lora16", self.args.batch, self.args.steps, (0, 1))
         self.compare("1b", "1b", "lora16", self.alone, two)
 
+    def spread(self, name: str, method: str, batch: int, steps: int, length: int, *gpus: int) -> dict[str, Any]:
+        """8B, 8,192 tokens at a time on one GPU or on both together, which spread the base."""
+        micro = [f"max_length={length}", f"micro_batch={8192 // length // len(gpus)}"]
+        settings = [*([] if self.args.tiny else micro), "compile=true", "fsdp=true"]
+        more = [word for setting in settings for word in ("--set", setting)]
+        return self.train(name, "8b", method, batch, steps, gpus, *more)
+
     def fsdp(self) -> None:
-        """8B, the base spread over two GPUs; on one GPU twice, which tells how far two runs of the same differ."""
-
-        def train(name: str, *gpus: int) -> dict[str, Any]:
-            # sequences of half the recipe's length, eight at a time on one GPU or on both together
-            settings = ["max_length=1024", f"micro_batch={8 // len(gpus)}", "compile=true", "fsdp=true"]
-            settings = settings[-1:] if self.args.tiny else settings
-            more = [word for setting in settings for word in ("--set", setting)]
-            return self.train(name, "8b", "lora16", self.args.batch, self.args.steps, gpus, *more)
-
-        one, again = self.parallel(lambda: train("8b-1", 0), lambda: train("8b-again-1", 1))
-        two = train("8b-2", 0, 1)
+        """8B, 16-bit LoRA; on one GPU twice, which tells how far two runs of the same differ."""
+        given = ("lora16", self.args.batch, self.args.steps, 1024)  # half the recipe's length, for the sake of time
+        one, again = self.parallel(lambda: self.spread("8b-1", *given, 0), lambda: self.spread("8b-again-1", *given, 1))
+        two = self.spread("8b-2", *given, 0, 1)
         self.compare("8b", "8b", "lora16", one, two)
         self.compare("8b-again", "8b", "lora16", one, again)
 
     def qlora(self) -> None:
         """The same with a base of 4 bits."""
-        one = self.train("qlora-1", "8b", "qlora", 4, 10, (0,))
-        two = self.train("qlora-2", "8b", "qlora", 4, 10, (0, 1), "--set", "fsdp=true")
+        one = self.spread("qlora-1", "qlora", 16, 10, 2048, 0)
+        two = self.spread("qlora-2", "qlora", 16, 10, 2048, 0, 1)
         self.compare("qlora", "8b", "qlora", one, two)
 
     def kill(self) -> None:

@@ -4,7 +4,7 @@ Run by evaluate.py as `python -m iris.benchmarks PROCESSES`: a job comes as one 
 go out as lines of JSON on standard output, lm-eval's progress bars go to standard error. Each finished task is written
 before the next one begins. When standard input closes, the parent is gone and so is this process.
 
-Several processes are started under accelerate: they take the items in turn, and the first reads the job and writes.
+Several processes are copies of this one: they take the items in turn, and the first writes.
 """
 
 from __future__ import annotations
@@ -249,37 +249,11 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _receive() -> dict[str, Any]:
-    """The job, for every process; read by the first, which ends with the parent."""
-    line = ""
-    if distributed.rank() == 0:
-        line = sys.stdin.readline()
-        if not line:
-            os._exit(1)
-        threading.Thread(target=_end_with_parent, daemon=True).start()
-    return dict(json.loads(distributed.hear(line)))
-
-
-def main() -> None:
-    processes = int(sys.argv[1])
-    if processes > distributed.size():
-        try:
-            distributed.launch(sys.argv[1:], processes, "iris.benchmarks")  # whose standard output is this one's
-        except (InputError, RunError) as error:
-            print(json.dumps({"event": "error", "kind": type(error).__name__, "text": str(error)}), flush=True)
-        return
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what lm-eval prints goes to standard error: standard output is for events
-
-    def say(**event: Any) -> None:
-        if distributed.rank() == 0 or event["event"] == "error":
-            print(json.dumps(event), file=events, flush=True)
-
+def work(job: dict[str, Any], say: Callable[..., None]) -> None:
+    """`run`, in this process or in each of several; what goes wrong becomes an event."""
     try:
         distributed.join()
-        from . import shared_context  # noqa: F401  (seconds of imports, while the parent makes up the job)
-
-        run(_receive(), say)
+        run(job, say)
         distributed.leave()
     except (InputError, RunError) as error:
         say(event="error", kind=type(error).__name__, text=str(error), traceback=traceback.format_exc())
@@ -290,6 +264,33 @@ def main() -> None:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         say(event="error", kind="Exception", text=first, traceback=traceback.format_exc())
         sys.exit(1)
+
+
+def main() -> None:
+    processes = int(sys.argv[1])
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what lm-eval prints goes to standard error: standard output is for events
+
+    def say(**event: Any) -> None:
+        if distributed.rank() == 0 or event["event"] == "error":
+            print(json.dumps(event), file=events, flush=True)
+
+    # seconds of imports, while the parent makes up the job
+    from transformers.models.llama import modeling_llama  # noqa: F401
+
+    from . import shared_context  # noqa: F401
+
+    line = sys.stdin.readline()
+    if not line:  # all is known already, or the parent is gone
+        return
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if processes == 1:
+        work(json.loads(line), say)
+        return
+    try:
+        distributed.fork(processes, work, json.loads(line), say)
+    except (InputError, RunError) as error:
+        say(event="error", kind=type(error).__name__, text=str(error))
 
 
 if __name__ == "__main__":

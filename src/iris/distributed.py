@@ -16,6 +16,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError, RunError
@@ -46,24 +48,52 @@ def share(batch_size: int, processes: int) -> int:
     return batch_size // processes
 
 
-def launch(arguments: list[str], processes: int, module: str = "iris") -> None:
-    """Run `python -m MODULE ARGUMENTS` in `processes` processes of this host, under accelerate, to their end.
+def launch(arguments: list[str], processes: int) -> None:
+    """Run `iris ARGUMENTS` in `processes` processes of this host, under accelerate, to their end.
 
     SystemExit with the code of a process that has told itself what went wrong; RunError if one was killed: the others
     are ended then. InputError if there are fewer GPUs."""
-    import torch
     from accelerate.commands.launch import launch_command, launch_command_parser
+
+    options = ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--gpu_ids", "all"]
+    options += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    options += ["--num_cpu_threads_per_process", str(threads(processes)), "--module", "iris"]
+    with _watched(processes):
+        launch_command(launch_command_parser().parse_args([*options, *arguments]))
+
+
+def fork(processes: int, work: Callable[..., None], *arguments: Any) -> None:
+    """Run `work(*arguments)` in `processes` copies of this process, which has read its packages but has touched no GPU.
+    It ends, and tells what went wrong, as `launch`."""
+    import torch
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    def one(*arguments: Any) -> None:
+        torch.set_num_threads(threads(processes))
+        work(*arguments)
+
+    config = LaunchConfig(1, 1, processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork",
+                          run_id="iris", max_restarts=0, monitor_interval=0.1)  # fmt: skip
+    with _watched(processes):
+        elastic_launch(config, one)(*arguments)
+
+
+def threads(processes: int) -> int:
+    """Threads for each of the processes of this host."""
+    return max(1, (os.cpu_count() or 1) // processes)
+
+
+@contextmanager
+def _watched(processes: int) -> Iterator[None]:
+    import torch
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
         raise InputError(f"--gpus {processes} asks for more than the {torch.cuda.device_count()} GPUs of this machine")
-    options = ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--gpu_ids", "all"]
-    options += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    options += ["--num_cpu_threads_per_process", str(max(1, (os.cpu_count() or 1) // processes)), "--module", module]
     logging.disable(logging.CRITICAL)  # torch's agent would print traces of what the processes have told
     try:
-        launch_command(launch_command_parser().parse_args([*options, *arguments]))
+        yield
     except ChildFailedError as error:
         codes = {number: failure.exitcode for number, failure in error.failures.items()}
         for number, code in codes.items():
@@ -118,17 +148,6 @@ def gather(values: list[float]) -> list[list[float]]:
     each = [torch.empty_like(mine) for _ in range(size())]
     torch.distributed.all_gather(each, mine)
     return [one.tolist() for one in each]
-
-
-def hear(text: str) -> str:
-    """The `text` of the first process, in every one."""
-    if size() == 1:
-        return text
-    import torch
-
-    heard = [text]
-    torch.distributed.broadcast_object_list(heard)
-    return heard[0]
 
 
 def device() -> torch.device:

@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -72,11 +73,14 @@ def evaluate(
             raise InputError(f"{name} must be at least 1, not {number}")
     if processes < 1 or (limit or processes) < processes:
         raise InputError(f"--gpus {processes} needs at least one item of every task for each; raise --limit")
+    one_of(precision, PRECISIONS, "precision")
     data = {name: _data_digest(data_dir, name) for name in names}
     begin = time.monotonic()
-    with _lm_eval(processes) as process:  # it reads its packages while the weights are digested here
+    with _lm_eval(processes) as process:  # which reads its packages, as this one reads torch, beside the digest
+        threading.Thread(target=hardware.device, daemon=True).start()
+        source = resolve_gguf(Path(model)) if model.endswith(".gguf") else resolve(model)
         device = hardware.device()
-        if one_of(precision, PRECISIONS, "precision") == "auto" and device == "cpu":
+        if precision == "auto" and device == "cpu":
             precision = "fp32"  # where nothing is learned, exact scores are worth more than speed
         settings: dict[str, Any] = {
             "precision": hardware.precision(precision),
@@ -87,7 +91,6 @@ def evaluate(
             "chat_template": "poetry tasks only",
             "seeds": SEEDS,
         }
-        source = resolve_gguf(Path(model)) if model.endswith(".gguf") else resolve(model)
         adapted = _check_adapter(Path(adapter), source) if adapter else None
         result = record.Record("evaluation", out.stem, source.as_dict(), adapter=adapted, settings=settings)
 
@@ -210,6 +213,7 @@ def _lm_eval(processes: int) -> Iterator[subprocess.Popen[str]]:
     """A fresh process (see benchmarks.py) that waits for a job; ended with the block."""
     # In a session of its own Ctrl-C reaches this process alone, which then ends the other.
     quiet = {"LMEVAL_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore", "TOKENIZERS_PARALLELISM": "true"}
+    quiet |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # a process that has asked CUDA itself cannot be copied
     process = subprocess.Popen(
         [sys.executable, "-m", benchmarks.__name__, str(processes)],
         stdin=subprocess.PIPE,

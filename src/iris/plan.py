@@ -45,20 +45,17 @@ def plans(recipe: Recipe, config: Any, parameters: float, tokens: float, memory_
     memory = memory_gb if memory_gb is not None else hardware.gpu_memory_gb()
     saved = max(tokens * SAVED_A_TOKEN, tokens / recipe.tokens_per_step * config.num_hidden_layers * SAVED_A_LAYER)
     pays = hardware.is_ampere() and saved > COMPILE_SECONDS
-
-    def compiled(spread: bool) -> bool:  # of a spread base only when asked, until its gain is measured
-        return pays and not spread if recipe.compile is None else recipe.compile
-
+    compiled = pays if recipe.compile is None else recipe.compile
     sizes = [size for size in range(each, 0, -1) if each % size == 0 and recipe.micro_batch in (None, size)]
     ordered = [
-        Plan(size, checkpointing, compiled(spread), spread)
+        Plan(size, checkpointing, compiled, spread)
         for spread in sharded
         for checkpointing in (False, True)
         for size in sizes
     ]
     # A micro-batch of 8,192 tokens keeps an H100 at 94% of its best rate: rather that than computing everything twice.
     fitting = [plan for plan in ordered if needed_gb(plan, recipe, config, parameters) < 0.9 * memory]
-    return fitting or [Plan(sizes[-1], True, compiled(sharded[-1]), sharded[-1])]
+    return fitting or [Plan(sizes[-1], True, compiled, sharded[-1])]
 
 
 def needed_gb(plan: Plan, recipe: Recipe, config: Any, parameters: float) -> float:

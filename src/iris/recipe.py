@@ -53,7 +53,7 @@ class Recipe:
     save_steps: int = 100
     precision: str = "auto"
     engine: str = "peft"  # peft (with Iris' fast layers) or unsloth
-    compile: bool | None = None  # torch.compile; None: on a GPU with the whole base, if the run is long enough
+    compile: bool | None = None  # torch.compile; None: on a GPU, if the run is long enough
     fsdp: bool | None = None  # several GPUs: spread the base over them; None: where it would not fit otherwise
     report_to: str = "none"
     push_checkpoints: str | None = None  # USER/NAME of a private repository on the Hub
