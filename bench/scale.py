@@ -178,8 +178,8 @@ class Bench:
 
     def qlora(self) -> None:
         """The same with a base of 4 bits."""
-        one = self.spread("qlora-1", "qlora", 16, 10, 2048, 0)
-        two = self.spread("qlora-2", "qlora", 16, 10, 2048, 0, 1)
+        one = self.spread("qlora-1", "qlora", 4, 6, 2048, 0)
+        two = self.spread("qlora-2", "qlora", 4, 6, 2048, 0, 1)
         self.compare("qlora", "8b", "qlora", one, two)
 
     def kill(self) -> None:
