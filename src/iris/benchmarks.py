@@ -19,8 +19,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -249,14 +250,13 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def work(job: dict[str, Any], say: Callable[..., None]) -> None:
-    """`run`, in this process or in each of several; what goes wrong becomes an event."""
+@contextmanager
+def _told(say: Callable[..., None]) -> Iterator[None]:
+    """What goes wrong becomes an event, and ends this process."""
     try:
-        distributed.join()
-        run(job, say)
-        distributed.leave()
+        yield
     except (InputError, RunError) as error:
-        say(event="error", kind=type(error).__name__, text=str(error), traceback=traceback.format_exc())
+        say(event="error", kind=type(error).__name__, text=str(error))
         sys.exit(1)
     except Exception as error:
         if distributed.size() > 1:
@@ -264,6 +264,14 @@ def work(job: dict[str, Any], say: Callable[..., None]) -> None:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         say(event="error", kind="Exception", text=first, traceback=traceback.format_exc())
         sys.exit(1)
+
+
+def work(job: dict[str, Any], say: Callable[..., None]) -> None:
+    """`run`, in this process or in each of several."""
+    with _told(say):
+        distributed.join()
+        run(job, say)
+        distributed.leave()
 
 
 def main() -> None:
@@ -275,22 +283,20 @@ def main() -> None:
         if distributed.rank() == 0 or event["event"] == "error":
             print(json.dumps(event), file=events, flush=True)
 
-    # seconds of imports, while the parent makes up the job
-    from transformers.models.llama import modeling_llama  # noqa: F401
+    with _told(say):
+        # seconds of imports, while the parent makes up the job
+        from transformers.models.llama import modeling_llama  # noqa: F401
 
-    from . import shared_context  # noqa: F401
+        from . import shared_context  # noqa: F401
 
-    line = sys.stdin.readline()
-    if not line:  # all is known already, or the parent is gone
-        return
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    if processes == 1:
-        work(json.loads(line), say)
-        return
-    try:
-        distributed.fork(processes, work, json.loads(line), say)
-    except (InputError, RunError) as error:
-        say(event="error", kind=type(error).__name__, text=str(error))
+        line = sys.stdin.readline()
+        if not line:  # all is known already, or the parent is gone
+            return
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        if processes == 1:
+            work(json.loads(line), say)
+        else:
+            distributed.fork(processes, work, json.loads(line), say)
 
 
 if __name__ == "__main__":
