@@ -9,7 +9,7 @@ demo: .venv/demo
 
 test: .venv/test
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check src tests app.py
+	$(BIN)/ruff format --check src tests app.py bench
 	$(BIN)/mypy
 	$(BIN)/iris report --check
 	$(BIN)/pytest -n 2 --dist loadfile

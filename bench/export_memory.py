@@ -76,7 +76,7 @@ def make_run(shape: str, tokenizer: Path, scratch: Path) -> Path:
     (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     adapter = {"peft_type": "LORA", "base_model_name_or_path": str(base), "r": RANK, "lora_alpha": RANK}
     (run / "adapter/adapter_config.json").write_text(json.dumps(adapter))
-    lora = []
+    lora: list[tuple[str, tuple[int, ...]]] = []
     for name, size in named:
         if name.endswith("_proj.weight"):
             start = "base_model.model." + name.removesuffix(".weight")

@@ -95,7 +95,8 @@ def child(args: argparse.Namespace) -> None:
     print("\n" + MARK + json.dumps({"device": hardware.device_name()}), flush=True)
     if notebook == "2_evaluate":
         evaluate.evaluate = partial(evaluate.evaluate, data_dir=args.data_dir)
-        part(notebook, *which, args)
+        model, method = which
+        part(notebook, model, method, args)
         return
     for model in args.models:
         if model == "llama-1b-random":

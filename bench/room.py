@@ -257,7 +257,7 @@ def crowd(app: App, visitors: int, seconds: float) -> Rows:
         chance = random.Random(number)
         while time.perf_counter() < end:
             visitor, began, told, place = Visitor(app), time.perf_counter(), 0.0, False
-            wish = {"form": chance.choice(FORMS), "keep": chance.random() < 0.25}
+            wish: dict[str, Any] = {"form": chance.choice(FORMS), "keep": chance.random() < 0.25}
             try:
                 for text in visitor.write(chance.choice(THEMES), chance.randrange(2**31), **wish):
                     place = place or "You are number" in text

@@ -237,7 +237,7 @@ class Bench:
 
     def evaluate(self, part: str = "evaluate", shape: str = "1b") -> None:
         """The four complete benchmarks."""
-        each = []
+        each: list[dict[str, Any]] = []
         for gpus in ((0,), (0, 1)):
             out = self.at(f"{part}-{len(gpus)}") / "scores.json"
             words = ["-m", "iris", "evaluate", "--model", str(self.model(shape)), "--tasks", ",".join(TASKS)]
