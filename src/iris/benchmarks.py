@@ -43,8 +43,8 @@ DATA = {
 
 # Of lm-eval's JSON, what a record keeps beside the scores; a part keeps all of it, with the samples.
 KEPT = (
-    *("git_hash", "transformers_version", "lm_eval_version", "max_length"),
-    *("tokenizer_pad_token", "tokenizer_eos_token", "tokenizer_bos_token", "eot_token_id"),
+    *("transformers_version", "lm_eval_version", "max_length", "eot_token_id"),
+    *("tokenizer_pad_token", "tokenizer_eos_token", "tokenizer_bos_token"),
 )
 
 
@@ -170,6 +170,7 @@ def run(job: dict[str, Any], say: Callable[..., None]) -> None:
     """Load the model once, run the job's tasks, write each one's part; `say` gets the events."""
     import lm_eval
     import torch
+    from lm_eval import evaluator
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import handle_non_serializable
@@ -184,11 +185,12 @@ def run(job: dict[str, Any], say: Callable[..., None]) -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)  # it builds a plan for every new length: most of a step's time
     if job["data_dir"]:
         _use_local_data(job["data_dir"])
-    # lm-eval compiles a task's templates again for every item, prepares examples that zero shots do not show, and looks
-    # the machine over for seconds, which the record does in its own way
+    # lm-eval compiles a task's templates again for every item, prepares examples that zero shots do not show, looks the
+    # machine over for seconds, and asks git, loudly, about the folder it runs in; the record does both in its own way
     lm_eval.utils.env.from_string = lru_cache(lm_eval.utils.env.from_string)
     ConfigurableTask.fewshot_docs = lambda _: []
     collect_env.get_pretty_env_info = lambda: ""
+    evaluator.get_git_commit_hash = lambda: None
     folders = [Path(lm_eval.__file__).parent / "tasks" / source[3] for source in DATA.values()]
     manager = TaskManager(include_path=[TASKS, *folders], include_defaults=False)
 
@@ -219,7 +221,7 @@ def run(job: dict[str, Any], say: Callable[..., None]) -> None:
 
         def attempt(batch_size: int, task: dict[str, Any] = task, loaded: Any = loaded) -> dict[str, Any]:
             lm.batch_size_per_gpu = batch_size
-            return lm_eval.simple_evaluate(
+            return evaluator.simple_evaluate(
                 lm,
                 tasks=list(loaded["groups"].values()) or list(loaded["tasks"].values()),
                 limit=job["limit"],
