@@ -92,7 +92,7 @@ class Bench:
         words += ["--out", str(self.at(name)), "--data", str(self.scratch / "rows.jsonl")]
         words += ["--max-steps", str(steps), "--set", f"batch_size={batch}"]
         tiny = ["max_length=128", "precision=fp32", "optim=adamw_torch"] if self.args.tiny else []
-        return [*words, *(word for setting in tiny for word in ("--set", setting)), *more]
+        return [*words, *sets(tiny), *more]
 
     def train(self, name: str, shape: str, method: str, batch: int, steps: int, gpus: tuple[int, ...],
               *more: str) -> dict[str, Any]:  # fmt: skip
@@ -165,8 +165,7 @@ class Bench:
         """8B, 8,192 tokens at a time on one GPU or on both together, which spread the base."""
         micro = [f"max_length={length}", f"micro_batch={8192 // length // len(gpus)}"]
         settings = [*([] if self.args.tiny else micro), "compile=true", "fsdp=true"]
-        more = [word for setting in settings for word in ("--set", setting)]
-        return self.train(name, "8b", method, batch, steps, gpus, *more)
+        return self.train(name, "8b", method, batch, steps, gpus, *sets(settings))
 
     def fsdp(self) -> None:
         """8B, 16-bit LoRA; on one GPU twice, which tells how far two runs of the same differ."""
@@ -184,7 +183,7 @@ class Bench:
 
     def kill(self) -> None:
         """A process of two is killed after a checkpoint; one GPU goes on from it."""
-        settings = [word for setting in QUICK for word in ("--set", setting)]
+        settings = sets(QUICK)
         words = self.command("killed", "1b", "lora16", 8, 100000, *settings, "--gpus", "2")
         errors = self.at("killed.txt")
         with open(errors, "w") as handle:
@@ -227,7 +226,7 @@ class Bench:
 
     def resume(self) -> None:
         """The checkpoint of one GPU goes on on two; needs the part `kill`."""
-        settings = [word for setting in QUICK for word in ("--set", setting)]
+        settings = sets(QUICK)
         whole = record.read(self.at("whole") / "record.json")
         self.at("resumed").mkdir()
         shutil.copytree(self.at("whole") / "checkpoint-10", self.at("resumed") / "checkpoint-10")
@@ -258,6 +257,11 @@ class Bench:
             score_difference=max(abs(one["tasks"][t]["value"] - two["tasks"][t]["value"]) for t in TASKS),
             same_n=all(one["tasks"][t]["n"] == two["tasks"][t]["n"] for t in TASKS),
         )
+
+
+def sets(settings: list[str]) -> list[str]:
+    """The words of a command that set these fields of the recipe."""
+    return [word for setting in settings for word in ("--set", setting)]
 
 
 def worker(out: Path, rank: int) -> int:

@@ -3,6 +3,7 @@
     iris train --gpus 2 ...                                     # one host: Iris starts itself under accelerate
     accelerate launch --multi_gpu --num_processes 16 --num_machines 2 --machine_rank 0 --main_process_ip HOST \
         --main_process_port 29500 -m iris train ...             # several hosts, on each with its rank; --out is shared
+    iris evaluate --gpus 2 ...                                  # torch's agent, as under accelerate, starts copies
 
 Every process holds the whole adapter and computes its share of a step's sequences; the gradients are added up before
 the optimizer's step, so that it is the step of one process. Where the frozen base is too large for one GPU, `shard`
