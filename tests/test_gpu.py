@@ -1,23 +1,26 @@
 """What only a GPU can show. Run with `pytest tests/test_gpu.py` on a machine that has one; elsewhere skipped."""
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from iris import attention, chat, checkpoints, fast, record
-from iris.loss import linear_cross_entropy
+from iris import record
+from iris.data import template
+from iris.train import attention, checkpoints, lora, packing
+from iris.train.loss import give_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="these tests need a GPU")
 
 
-def iris_train(out, *more, steps=24, check=True):
+def iris_train(out, *more, steps=24):
     words = [sys.executable, "-m", "iris", "train", "--model", "smollm2", "--out", str(out), "--max-steps", str(steps)]
     done = subprocess.run([*words, *more], capture_output=True, text=True, timeout=400)
-    assert not check or done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-    return record.read(out / "record.json").measures["losses"] if check else None
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    return record.read(out / "record.json").measures["losses"]
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +30,6 @@ def whole_run(tmp_path_factory):
 
 def test_a_resumed_run_goes_on_along_the_same_curve(whole_run, tmp_path):
     iris_train(tmp_path / "run", "--set", "save_steps=12")
-    (tmp_path / "run" / "record.json").write_bytes((tmp_path / "run" / "record.json").read_bytes())
-    import shutil
-
     shutil.rmtree(tmp_path / "run" / "checkpoint-24")
     shutil.rmtree(tmp_path / "run" / "adapter")
     assert checkpoints.last(tmp_path / "run").name == "checkpoint-12"
@@ -53,17 +53,14 @@ def test_compiled_layers_compute_the_same_and_round_less(method, tmp_path):
     where something is written to memory, so the two differ: compiled must be as near to fp32 as plain is."""
 
     def losses(precision, compiled):
-        settings = [f"precision={precision}", f"compile={compiled}"]
-        out = tmp_path / f"{precision}-{compiled}"
-        return iris_train(out, "--method", method, *(f"--set={setting}" for setting in settings), steps=6)
+        settings = f"--set=precision={precision}", f"--set=compile={compiled}"
+        return iris_train(tmp_path / f"{precision}-{compiled}", "--method", method, *settings, steps=6)
 
-    def off(found, exact):
-        return max(abs(a - b) / b for a, b in zip(found, exact, strict=True))
+    def off(precision, compiled):
+        return max(abs(a - b) / b for a, b in zip(losses(precision, compiled), exact, strict=True))
 
     exact = losses("fp32", "false")
-    same, plain, compiled = (
-        off(losses(*run), exact) for run in [("fp32", "true"), ("bf16", "false"), ("bf16", "true")]
-    )
+    same, plain, compiled = off("fp32", "true"), off("bf16", "false"), off("bf16", "true")
     print(f"{method}: off fp32's losses by {plain:.1e} plain, {compiled:.1e} compiled; compiled in fp32 by {same:.1e}")
     assert same < 1e-5
     assert compiled < 1.2 * plain
@@ -76,9 +73,10 @@ def test_packed_equals_padded_in_bf16(smollm2, smollm2_tokenizer, use_dora):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    talks = [[{"role": "user", "content": "Rain? " * n}, {"role": "assistant", "content": "Drip drop. " * m}]
-             for n, m in [(3, 9), (40, 60), (5, 30), (11, 100)]]  # fmt: skip
-    rows = [chat.encode(smollm2_tokenizer, talk) for talk in talks]
+    rows = []
+    for n, m in [(3, 9), (40, 60), (5, 30), (11, 100)]:
+        talk = [{"role": "user", "content": "Rain? " * n}, {"role": "assistant", "content": "Drip drop. " * m}]
+        rows.append(template.encode(smollm2_tokenizer, talk))
 
     def run(dtype, packed, compiled=False):
         attention.register()
@@ -89,25 +87,23 @@ def test_packed_equals_padded_in_bf16(smollm2, smollm2_tokenizer, use_dora):
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.01)
-        base = model.get_base_model()
         if packed:
-            fast.speed_up(model)
+            lora.speed_up(model)
             if compiled:
-                fast.compile_layers(model)
-            items = [chat.packed_item(rows)]
-            batch = chat.collate(items, 0, chat.shape_of(items, 1, 1024))
+                lora.compile_layers(model)
+            items = [packing.packed_item(rows)]
+            batch = packing.collate(items, 0, packing.shape_of(items, 1, 1024))
             batch.pop("tokens")
             batch = {key: value.cuda() for key, value in batch.items()}
-            labels = batch.pop("labels")
-            mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device="cuda")
-            hidden = base.model(**batch, attention_mask=mask, max_seqlen=1024).last_hidden_state
-            loss = linear_cross_entropy(hidden[0], base.lm_head.weight, labels[0]) / (labels != -100).sum()
+            give_loss(model.get_base_model())
+            loss = model(**batch, max_seqlen=1024) / (batch["labels"] != -100).sum()
         else:
-            batch = chat.collate_padded([chat.packed_item([row]) for row in rows], 0)
+            batch = packing.collate_padded([packing.packed_item([row]) for row in rows], 0)
             with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.bfloat16):
                 ids, mask = batch["input_ids"].cuda(), batch["attention_mask"].cuda()
                 logits = model(input_ids=ids, attention_mask=mask).logits.float()
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].cuda().flatten())
+            labels = batch["labels"].cuda()[:, 1:]
+            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten())
         loss.backward()
         return loss.item(), torch.cat([p.grad.flatten().float() for p in model.parameters() if p.requires_grad])
 

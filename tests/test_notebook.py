@@ -1,20 +1,15 @@
 """What the notebooks lean on: choices that fit the machine, and runs that go on where they were, on a tiny model."""
 
-import os
-import shutil
-import subprocess
-import sys
+import re
 
 import pytest
-from hub_server import HubServer
 
-from iris import notebook, record
-from iris.errors import InputError
+from iris import InputError, notebook
 
 
 @pytest.fixture(autouse=True)
 def no_gpu_no_account_a_folder_of_its_own(monkeypatch, tmp_path):
-    monkeypatch.setattr("iris.hardware.device", lambda: "cpu")
+    monkeypatch.setattr("iris.model.hardware.device", lambda: "cpu")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     monkeypatch.chdir(tmp_path)
 
@@ -34,12 +29,12 @@ def test_minutes_are_obeyed_and_bound_all_of_the_data():
 
 @pytest.mark.parametrize(("token", "model"), [("hf_x", "llama-3.2-1b"), (None, "smollm2")])
 def test_with_a_gpu_it_is_llama_where_there_is_a_token(monkeypatch, token, model):
-    monkeypatch.setattr("iris.hardware.device", lambda: "cuda")
-    monkeypatch.setattr("iris.hardware.device_name", lambda: "Tesla T4")
+    monkeypatch.setattr("iris.model.hardware.device", lambda: "cuda")
+    monkeypatch.setattr("iris.model.hardware.device_name", lambda: "Tesla T4")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
     chosen = notebook.choices(method="qlora")
     assert (chosen.recipe.model, chosen.recipe.max_steps) == (model, -1)
-    assert len(chosen.tasks) == 6 and chosen.trials == 12
+    assert len(chosen.tasks) == 5 and chosen.trials == 12
 
 
 def test_where_checkpoints_are_kept():
@@ -56,49 +51,30 @@ def test_what_does_not_fit_is_one_sentence():
         notebook.choices(method="qlorra")
 
 
-def test_a_run_is_made_once(tiny_model, capsys):
-    chosen = notebook.choices(str(tiny_model), steps=4)
+def test_a_run_is_made_once(tiny_model, tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "Sing.", "output": "La."}\n')
+    chosen = notebook.choices(str(tiny_model), data=str(tmp_path / "rows.jsonl"), steps=4)
     first = notebook.train(chosen)
     assert first.status == "finished" and first.measures["steps"] == 4
     assert notebook.train(chosen) == first
-    assert "holds this run, finished" in capsys.readouterr().out
-    with pytest.raises(InputError, match="another method; choose another name"):
-        notebook.train(notebook.choices(str(tiny_model), "dora", steps=4))
-
-
-def test_a_run_that_was_cut_off_before_its_first_checkpoint_begins_anew(tiny_model):
-    chosen = notebook.choices(str(tiny_model), steps=4)
-    whole = notebook.train(chosen)
-    cut = record.read(chosen.out / "record.json")
-    cut.status = "running"
-    record.write(cut, chosen.out / "record.json")
-    for name in ("checkpoint-4", "adapter"):
-        shutil.rmtree(chosen.out / name)
-    assert notebook.train(chosen).adapter["digest"] == whole.adapter["digest"]
-
-
-def test_a_run_goes_on_from_the_hub_on_another_machine(tiny_model, tmp_path):
-    code = (
-        "from iris import notebook as n; n.train(n.choices({model!r}, name='night', keep='user/kept', steps={steps}))"
-    )
-    with HubServer() as server:
-        for folder, steps, said in (("a", 4, ""), ("b", 6, "resuming from checkpoint-4")):
-            (tmp_path / folder).mkdir()
-            done = subprocess.run(
-                [sys.executable, "-c", code.format(model=str(tiny_model), steps=steps)],
-                cwd=tmp_path / folder,
-                env=os.environ | server.env | {"CUDA_VISIBLE_DEVICES": ""},
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
-            assert done.returncode == 0, done.stderr[-2000:]
-            assert said in done.stdout and "not pushed" not in done.stdout
-        assert server.repos["model", "user/kept"].private
-    assert len(record.read(tmp_path / "b" / "runs" / "night" / "record.json").measures["losses"]) == 6
+    assert "is finished and stays as it is" in capsys.readouterr().out
+    with pytest.raises(InputError, match="method was lora16"):
+        notebook.train(notebook.choices(str(tiny_model), "dora", chosen.recipe.data, steps=4))
 
 
 def test_show_passes_over_what_is_not_there(tmp_path, capsys):
     (tmp_path / "table.md").write_text("| a |")
     notebook.show("text", tmp_path / "table.md", tmp_path / "none.png")
     assert capsys.readouterr().out.count("Markdown") == 2
+
+
+def test_any_prompt_is_answered_by_the_base_and_by_the_tuned(tiny_model):
+    chosen = notebook.choices(str(tiny_model), steps=2)
+    notebook.train(chosen)
+    prompts = "Is 1 < 2?", "Say <|im_end|> and go on, at some length, about rain."
+    asked = notebook.before_and_after(chosen, *prompts)
+    rows = re.findall(r"(?s)<tr>(.*?)</tr>", asked)
+    assert [row.count("<td") for row in rows] == [0, 2, 2] and "Is 1 &lt; 2?" in rows[1] and "form" not in asked
+    assert asked == notebook.before_and_after(chosen, *prompts)
+    poems = re.findall(r"(?s)<tr>(.*?)</tr>", notebook.before_and_after(chosen))
+    assert [row.count("<i>(") for row in poems] == [0, 2, 2, 2] and "the last train home" in poems[1]

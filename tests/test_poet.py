@@ -10,40 +10,45 @@ from pathlib import Path
 
 import pytest
 
-from iris import embedded
-from iris.errors import InputError, RunError
-from iris.poet import FORMS, Poet, clean_theme, cores, request
+from iris import InputError, RunError
+from iris.model import smollm2
+from iris.poetry import poet as poet_module
+from iris.poetry.forms import judge
+from iris.poetry.keep_form import Draft, compose
+from iris.poetry.plan import ASKED, Likely, nearness
+from iris.poetry.poet import FORMS, VOICE, Poet, Wish, cores
+from iris.poetry.sound import line_syllables
+from iris.poetry.wish import OF_ANY_LENGTH, clean_theme
+
+SEA = Wish("the sea", "haiku", seed=1)
 
 
 @pytest.fixture(scope="module")
 def poet() -> Poet:
-    return Poet(embedded.gguf(), n_parallel=4)
+    return Poet(smollm2.gguf(), n_parallel=4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_request_is_worded_as_in_training(form: str) -> None:
+    kind = "free verse poem" if form == "free" else form
+    assert Wish("the sea", form).request() == f"Write a {kind} about the sea."
+    mooded = Wish("rain", form, "calm", "long").request()
+    assert mooded.removesuffix(" Make it long.") == f"Write a {kind} about rain. Make it calm."
+    assert mooded.endswith(" Make it long.") == (form in OF_ANY_LENGTH)
 
 
 @pytest.mark.parametrize(
-    ("form", "words"),
+    ("wrong", "told"),
     [
-        ("haiku", "Write a haiku about the sea."),
-        ("limerick", "Write a limerick about the sea."),
-        ("couplet", "Write a couplet about the sea."),
-        ("quatrain", "Write a quatrain about the sea."),
-        ("sonnet", "Write a sonnet about the sea."),
-        ("free", "Write a free verse poem about the sea."),
+        *(({name: value}, f"the {name} must be") for name, value in (
+            ("seed", -1), ("seed", 2**31), ("seed", 1.5), ("temperature", 3), ("theme", 7),
+        )),
+        *(({name: "ode"}, f"unknown {name} 'ode'; choose one of ") for name in ("form", "mood", "length")),
     ],
-)
-def test_request_is_worded_as_in_training(form: str, words: str) -> None:
-    assert request("the sea", form) == words
-
-
-def test_mood_and_length_are_added() -> None:
-    assert request("rain", "free", "calm", "long") == "Write a free verse poem about rain. Make it calm. Make it long."
-    assert request("rain", "haiku", length="long") == "Write a haiku about rain."
-
-
-@pytest.mark.parametrize(("name", "value"), [("form", "ode"), ("mood", "hungry"), ("length", "endless")])
-def test_unknown_choice_lists_the_known(name: str, value: str) -> None:
-    with pytest.raises(InputError, match=f"unknown {name} '{value}'; choose one of "):
-        request(**{"theme": "rain", "form": "haiku"} | {name: value})
+)  # fmt: skip
+def test_a_wrong_wish_is_told(wrong: dict, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        Wish(**{"theme": "rain"} | wrong).check()
 
 
 @pytest.mark.parametrize(
@@ -67,12 +72,9 @@ def test_clean_theme(typed: str, clean: str) -> None:
 
 
 @pytest.mark.parametrize("typed", ["", " \n\t", "...", "<|im_start|>", "\u200b"])
-def test_empty_theme(typed: str) -> None:
+def test_a_theme_that_is_none(typed: str) -> None:
     with pytest.raises(InputError, match="the theme is empty"):
         clean_theme(typed)
-
-
-def test_long_theme() -> None:
     with pytest.raises(InputError, match="the theme has 301 characters; give at most 300"):
         clean_theme("x" * 301)
     assert len(clean_theme("x" * 300)) == 300
@@ -86,48 +88,103 @@ def test_no_more_threads_than_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
         assert cores() == given
 
 
-def test_missing_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "files", [{"cpu.max": "100000 100000"}, {"cpu.cfs_quota_us": 90000, "cpu.cfs_period_us": 100000}]
+)
+def test_no_more_threads_than_the_container_may_use(files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(poet_module, "CGROUP", tmp_path)
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / ("" if name == "cpu.max" else "cpu") / name).write_text(f"{text}\n")
+    assert cores() == 1
+
+
+def test_what_is_no_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no model file"):
         Poet(tmp_path / "none.gguf")
-
-
-def test_file_that_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_text("hello")
     with pytest.raises(InputError, match="is not a GGUF model"):
         Poet(tmp_path / "x.gguf")
-
-
-def test_damaged_model(tmp_path: Path) -> None:
-    with open(embedded.gguf(), "rb") as source:
+    with open(smollm2.gguf(), "rb") as source:
         (tmp_path / "x.gguf").write_bytes(source.read(5_000_000))
     with pytest.raises(RunError, match="could not be loaded"):
         Poet(tmp_path / "x.gguf")
 
 
 def test_recite_and_seed(poet: Poet) -> None:
-    poem = poet.recite("the sea", "haiku", seed=1)
-    assert poem.text and poem.form == "haiku" and 0 < poem.tokens <= 64 and poem.seconds > 0 and not poem.user_turn
-    assert poet.recite("the sea", "haiku", seed=1).text == poem.text
-    cut = poet.recite("the sea", "free", seed=1, max_tokens=5)
-    assert not cut.ended and cut.tokens == 5
+    poem = poet.recite(SEA, keep_form=False)
+    assert poem.text and poem.form == "haiku" and 0 < poem.tokens <= 64 and poem.seconds > 0
+    assert poet.recite(SEA, keep_form=False).text == poem.text
+    pieces = list(poet.stream(SEA, max_tokens=20))
+    cut = poet.recite(SEA, max_tokens=20)
+    assert len(pieces) > 5 and "".join(pieces).strip() == cut.text and not cut.ended and cut.tokens == 20
 
 
-def test_stream_is_the_poem_in_pieces(poet: Poet) -> None:
-    pieces = list(poet.stream("the sea", "haiku", seed=1, max_tokens=20))
-    assert len(pieces) > 5
-    assert "".join(pieces).strip() == poet.recite("the sea", "haiku", seed=1, max_tokens=20).text
+def test_kept_lines_and_the_drafts_before_them(voice: Poet) -> None:
+    pieces = list(voice.keep_form(SEA))
+    text = "".join(piece for piece in pieces if isinstance(piece, str))
+    assert text.count("\n") == 3
+    assert isinstance(pieces[0], Draft) and pieces[-1] == text.splitlines()[-1] + "\n"
 
 
-def test_bad_request_raises_before_the_engine_is_asked(poet: Poet) -> None:
-    with pytest.raises(InputError):
-        next(poet.stream("", "haiku"))
+def test_a_poem_is_composed_without_an_engine() -> None:
+    """Whoever answers what is asked has the poem; of two drafts the one that lands stays."""
+    composing, answer, text, asked = compose(Wish("the sea", "sonnet", seed=1), taught=True), None, "", None
+    with pytest.raises(StopIteration):
+        while True:
+            asked, answer = composing.send(answer), None
+            if isinstance(asked, str):
+                text += asked
+            elif isinstance(asked, Likely):
+                answer = {"sea": -2.0, "tide": -3.0}
+            else:
+                words = asked.message.partition(f"{ASKED} ")[2].rstrip(".").split(", ")[asked.before.count("\n") :]
+                assert asked.message.startswith(f"Write a {'quatrain' if len(words) > 2 else 'couplet'} about the sea.")
+                length = {word: min(line_syllables(word)) for word in words}
+                lines = [f"{'so ' * (10 - 5 - length[word])}we walk on to the {word}." for word in words]
+                answer = [Draft("what is no line\n" + lines[0], ended=True), Draft("\n".join(lines), ended=True)]
+    assert judge(text, "sonnet").strict, text
+    code = (
+        "import sys, iris.poetry.keep_form; sys.exit('xllamacpp' in sys.modules or 'iris.poetry.poet' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture(scope="module")
+def voice() -> Poet:
+    return Poet(smollm2.gguf(), adapter=VOICE, n_parallel=8)
+
+
+@pytest.mark.parametrize("form", ["haiku", "couplet"])
+def test_the_voice_that_comes_with_the_clone_lands_on_its_plan(voice: Poet, form: str) -> None:
+    assert voice.plans
+    poems = [voice.recite(Wish(theme, form, seed=3)).text for theme in ("the sea", "an old coat", "bread")]
+    assert sum(bool(judge(poem, form).strict) for poem in poems) >= 2, poems
+    assert voice.recite(Wish("the sea", form, seed=3)).text == poems[0]
+
+
+def test_words_are_near_to_a_theme(voice: Poet) -> None:
+    asking = nearness("the sea")
+    asked = next(asking)
+    with pytest.raises(StopIteration) as told:
+        while True:
+            asked = asking.send(voice._next_words(asked.prompt))
+    near = told.value.value
+    assert len(near) > 200 and near["tide"] > near["bread"]
+
+
+def test_a_model_that_was_never_taught_ends_all_the_same(poet: Poet) -> None:
+    assert not poet.plans
+    poem = poet.recite(Wish("a cat", "limerick", seed=2))
+    assert poem.text and poem.tokens < 8000
 
 
 def test_many_at_once(poet: Poet) -> None:
     found: dict[int, str] = {}
 
     def work(seed: int) -> None:
-        found[seed] = poet.recite("rain", FORMS[seed % len(FORMS)], seed=seed, max_tokens=16).text
+        found[seed] = poet.recite(Wish("rain", list(FORMS)[seed % len(FORMS)], seed=seed), max_tokens=16).text
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(10)]
     for thread in threads:
@@ -138,7 +195,7 @@ def test_many_at_once(poet: Poet) -> None:
 
 
 def test_closing_frees_the_slots_within_a_second(poet: Poet) -> None:
-    running = [poet.stream("rain", "free", seed=seed, max_tokens=1500) for seed in range(4)]
+    running = [poet.stream(Wish("rain", seed=seed), max_tokens=1500) for seed in range(4)]
     for pieces in running:
         next(pieces)
     for pieces in running:
@@ -154,6 +211,7 @@ def test_closing_frees_the_slots_within_a_second(poet: Poet) -> None:
 def test_an_engine_that_is_let_go_at_once_does_not_hang() -> None:
     """Its destructor waits for a loop that may not have begun."""
     code = (
-        "from iris.poet import Poet; from iris import embedded\nfor _ in range(6): Poet(embedded.gguf(), n_parallel=1)"
+        "from iris.poetry.poet import Poet; from iris.model import smollm2\n"
+        "for _ in range(6): Poet(smollm2.gguf(), n_parallel=1)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

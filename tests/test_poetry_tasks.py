@@ -1,7 +1,6 @@
 """The poetry tasks: bits per byte against torch by hand, poems scored as the README of the tasks says."""
 
 import gzip
-import hashlib
 import importlib.util
 import json
 import math
@@ -11,26 +10,27 @@ import sys
 from pathlib import Path
 
 import pytest
-import small_llama
 import torch
 from conftest import make_tiny_model
 
-from iris import benchmarks, chat, record
-from iris.evaluate import evaluate
+from iris import record
+from iris.data import template
+from iris.evaluate import tasks
+from iris.evaluate.evaluate import evaluate
 from iris.poetry.verses import PATH, first_exchange, is_held_out, read_verses
 
 REQUESTS = 6
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(name, benchmarks.TASKS / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, tasks.OURS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 form = load("poetry_form")
-REQUEST_ROWS = [json.loads(line) for line in (benchmarks.TASKS / "poetry_form.jsonl").read_text().splitlines()]
+REQUEST_ROWS = [json.loads(line) for line in (tasks.OURS / "poetry_form.jsonl").read_text().splitlines()]
 
 HAIKU = "Old pond, still as glass:\na frog jumps into its sky,\nand the sky comes back."
 
@@ -42,43 +42,23 @@ def test_the_split_is_fixed_and_whole():
     train, held_out = read_verses("train"), read_verses("held_out")
     rows = [json.loads(line) for line in PATH.read_text(encoding="utf-8").splitlines()]
     assert len(train) + len(held_out) == len(rows)
-    assert 0.08 < len(held_out) / len(rows) < 0.18
     assert all(is_held_out(row) for row in held_out)
     seen = {first_exchange(row)[1] for row in train}
     assert not [row for row in held_out if first_exchange(row)[1] in seen]
+    assert not is_held_out(held_out[0] | {"split": "train"})
+    assert (len(held_out), record.digest_of(held_out)) == (71, "943eb5672a4d24be")  # so its scores stay comparable
     with pytest.raises(ValueError, match="train or held_out"):
         read_verses("test")
-
-
-def test_the_rule_of_the_split_does_not_move():
-    turns = [
-        {"from": "human", "value": "A haiku about é."},
-        {"from": "gpt", "value": "x\ny"},
-        {"from": "human", "value": "z"},
-    ]
-    digest = hashlib.sha256("A haiku about é.\nx\ny".encode()).hexdigest()
-    assert first_exchange({"conversations": turns}) == ("A haiku about é.", "x\ny")
-    assert is_held_out({"conversations": turns}) is (digest[-1] in "08")
 
 
 # --- poetry_verses ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
-def small_tokenizer():
-    return small_llama.make_tokenizer()
-
-
-@pytest.fixture(scope="session")
-def small_model(tmp_path_factory, small_tokenizer):
-    return small_llama.make_model(tmp_path_factory.mktemp("small") / "model", small_tokenizer)
-
-
-@pytest.fixture(scope="session")
 def measured(tmp_path_factory, small_model):
     """Both tasks on a small random model; the path of the record."""
     out = tmp_path_factory.mktemp("poetry") / "tiny.json"
-    evaluate(str(small_model), None, ["poetry"], out, limit=REQUESTS)
+    evaluate(str(small_model), ["poetry"], out, limit=REQUESTS)
     return out
 
 
@@ -91,8 +71,10 @@ def bits_by_hand(model, tokenizer, row):
     """Bits of the poem's tokens in the template's own rendering of the exchange, and the poem's bytes."""
     request, poem = first_exchange(row)
     messages = [{"role": "user", "content": request}]
-    prompt = tokenizer(chat.render(tokenizer, messages, add_generation_prompt=True), add_special_tokens=False).input_ids
-    whole = chat.encode(tokenizer, [*messages, {"role": "assistant", "content": poem}]).input_ids
+    prompt = tokenizer(
+        template.render(tokenizer, messages, add_generation_prompt=True), add_special_tokens=False
+    ).input_ids
+    whole = template.encode(tokenizer, [*messages, {"role": "assistant", "content": poem}]).input_ids
     assert whole[: len(prompt)] == prompt
     end = len(prompt) + len(tokenizer(poem, add_special_tokens=False).input_ids)
     assert tokenizer.decode(whole[len(prompt) : end]) == poem
@@ -134,19 +116,19 @@ def test_lm_eval_sees_the_ids_of_the_template(measured, small_tokenizer, smollm2
         context, continuation = sample["arguments"][0]
         assert continuation == poem  # no delimiter before it
         messages = [{"role": "user", "content": request}]
-        assert context == chat.render(small_tokenizer, messages, add_generation_prompt=True)
+        assert context == template.render(small_tokenizer, messages, add_generation_prompt=True)
     for row in read_verses("held_out"):
         request, poem = first_exchange(row)
         messages = [{"role": "user", "content": request}]
-        context = chat.render(smollm2_tokenizer, messages, add_generation_prompt=True)
+        context = template.render(smollm2_tokenizer, messages, add_generation_prompt=True)
         ids = smollm2_tokenizer(context + poem, add_special_tokens=False).input_ids
-        whole = chat.encode(smollm2_tokenizer, [*messages, {"role": "assistant", "content": poem}]).input_ids
+        whole = template.encode(smollm2_tokenizer, [*messages, {"role": "assistant", "content": poem}]).input_ids
         assert ids == whole[: len(ids)]
 
 
 def test_llama_renders_with_its_date_pinned_and_one_bos(llama_tokenizer, tmp_path):
     model = make_tiny_model(tmp_path / "model", llama_tokenizer)
-    evaluate(str(model), None, ["poetry_verses"], tmp_path / "llama.json", limit=2)
+    evaluate(str(model), ["poetry_verses"], tmp_path / "llama.json", limit=2)
     for sample in samples(tmp_path / "llama.json", "poetry_verses"):
         context, poem = sample["arguments"][0]
         assert "Today Date: 26 Jul 2024" in context
@@ -155,7 +137,7 @@ def test_llama_renders_with_its_date_pinned_and_one_bos(llama_tokenizer, tmp_pat
 
 
 def test_the_stock_command_runs_the_group_with_the_same_scores_and_samples(small_model, measured, tmp_path):
-    command = [Path(sys.executable).with_name("lm_eval"), "run", "--include_path", benchmarks.TASKS]
+    command = [Path(sys.executable).with_name("lm_eval"), "run", "--include_path", tasks.OURS]
     command += ["--tasks", "poetry", "--apply_chat_template", "--limit", str(REQUESTS), "--batch_size", "16"]
     command += ["--model", "hf", "--device", "cpu", "--model_args", f"pretrained={small_model},dtype=float32"]
     command += ["--log_samples", "--output_path", tmp_path]
@@ -198,22 +180,31 @@ def test_each_request_is_answered_four_times_and_cut_texts_are_told_from_ended_o
     entry = record.read(measured).tasks["poetry_form"]
     assert entry["metric"] == "keeps" and entry["stderr"] is not None and entry["batch_size"] == 16
     assert entry["others"]["ended"]["value"] == pytest.approx(1 - cut / (4 * REQUESTS))
-    assert set(entry["others"]) == {
-        *("form_score", "rhyme", "metre", "ended", "both_sides", "looped", "distinct_2", "longest_copy", "near_copy")
+    assert entry["n"] == REQUESTS - REQUESTS // 6 and entry["parts"][0] == "haiku"  # over the fixed forms
+    assert {"haiku keeps", "sonnet strict", "free looped"} < set(entry["others"])
+    assert {name for name in entry["others"] if " " not in name} == {
+        *("form_score", "strict", "rhyme", "metre", "ended", "weak_ends", "broken_ends", "both_sides", "looped"),
+        *("distinct_2", "longest_copy", "near_copy"),
     }
     columns = record.read_items(measured)["poetry_form"]
     asked = [row["form"] for row in REQUEST_ROWS[:REQUESTS]]
-    assert [value is None for value in columns["rhyme"]] == [name not in form.RHYMING for name in asked]
-    assert [value is None for value in columns["metre"]] == [name not in form.METRE for name in asked]
+    unasked = {"value": "free", "strict": "free", "rhyme": "haiku free", "metre": "couplet quatrain free"}
+    for name, forms in unasked.items():
+        assert [value is None for value in columns[name]] == [one in forms.split() for one in asked]
 
 
 def test_a_good_haiku_scores_well_and_a_bad_one_does_not():
     good = form.score(HAIKU, "haiku")
-    assert (good["keeps"], good["metre"], good["ended"], good["both_sides"], good["looped"]) == (1, 1, 1, 0, 0)
-    assert "rhyme" not in good
+    assert (good["keeps"], good["strict"], good["metre"], good["ended"]) == (1, 1, 1, 1)
+    assert not any(good[name] for name in ("weak_ends", "broken_ends", "both_sides", "looped"))
+    assert "rhyme" not in good and "strict" not in form.score(HAIKU, "free")
     prefaced = form.score("Here is your haiku:\n" + HAIKU, "haiku")
     assert prefaced["keeps"] == 0 and prefaced["metre"] < 0.5
-    assert form.score(HAIKU + form.CUT, "haiku")["ended"] == 0
+    cut = form.score(HAIKU + form.CUT, "haiku")
+    assert (cut["keeps"], cut["strict"], cut["ended"]) == (1, 0, 0)
+    hanging = form.score("She waited in the rain and for the\nbus that would not come in, and", "free")
+    assert (hanging["weak_ends"], hanging["broken_ends"]) == (1, 1)
+    assert form.score('"Come in,"\nshe said, "and let it be!"', "free")["weak_ends"] == 0
     assert form.score("", "haiku")["keeps"] == 0
 
 
@@ -228,35 +219,23 @@ def test_rhyme_counts_lines_that_rhyme_nearby_and_no_repeats():
 
 
 @pytest.mark.parametrize(
-    ("text", "both"),
+    ("text", "name", "value"),
     [
-        (HAIKU + "\nuser\nNow one about rain.", 1),
-        (HAIKU + "\n\nUser: and another?", 1),
-        (HAIKU + "\n### Human:\nmore", 1),
-        ("The user of the boat\nis human: so am I\nand both of us can float\nas long as it is dry", 0),
-        (HAIKU, 0),
+        (HAIKU + "\nuser\nNow one about rain.", "both_sides", 1),
+        (HAIKU + "\n\nUser: and another?", "both_sides", 1),
+        (HAIKU + "\n### Human:\nmore", "both_sides", 1),
+        ("The user of the boat\nis human: so am I\nand both of us can float\nas long as it is dry", "both_sides", 0),
+        (HAIKU, "both_sides", 0),
+        ("the sea the sea the sea the sea", "looped", 1),
+        ("rain on the roof\na\nrain on the roof\nb\nRain, on the roof!", "looped", 1),
+        ("again again again", "looped", 0),
+        (HAIKU, "looped", 0),
+        ("a b a b", "distinct_2", pytest.approx(2 / 3)),
+        ("a", "distinct_2", 0),
     ],
 )
-def test_a_turn_of_the_user_is_seen(text, both):
-    assert form.score(text, "free")["both_sides"] == both
-
-
-@pytest.mark.parametrize(
-    ("text", "looped"),
-    [
-        ("the sea the sea the sea the sea", 1),
-        ("rain on the roof\na\nrain on the roof\nb\nRain, on the roof!", 1),
-        ("again again again", 0),
-        (HAIKU, 0),
-    ],
-)
-def test_loops_are_seen(text, looped):
-    assert form.score(text, "free")["looped"] == looped
-
-
-def test_distinct_pairs():
-    assert form.distinct("a b a b".split(), 2) == pytest.approx(2 / 3)
-    assert form.distinct(["a"], 2) == 0
+def test_what_goes_wrong_is_seen(text, name, value):
+    assert form.score(text, "free")[name] == value
 
 
 def test_a_copy_of_a_training_poem_is_seen_and_held_out_poems_are_none():

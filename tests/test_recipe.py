@@ -1,11 +1,8 @@
 """Recipes: defaults, --set, and sentences for what does not fit."""
 
-from dataclasses import fields
-
 import pytest
 
-from iris import recipe
-from iris.errors import InputError
+from iris import InputError, recipe
 
 
 def test_defaults_are_the_labs_recipe():
@@ -28,6 +25,11 @@ def test_four_bit_follows_the_method_unless_set():
     assert recipe.make(["load_in_4bit=true"], method="dora").four_bit
 
 
+def test_what_suits_the_data_is_the_default_and_no_more():
+    assert recipe.make().max_length == 512 and recipe.make(max_length=64).max_length == 64
+    assert recipe.make(["data=finetome"]).max_length == 2048
+
+
 def test_set_wins_and_keeps_types():
     made = recipe.make(["learning_rate=2e-5", "rows=300", "target_modules=q_proj,v_proj", "load_in_4bit=none"], seed=1)
     assert (made.learning_rate, made.rows, made.target_modules) == (2e-5, 300, ("q_proj", "v_proj"))
@@ -43,12 +45,16 @@ def test_set_wins_and_keeps_types():
         ("method=lora", "qlora, dora, lora16"),
         ("seed=abc", "seed"),
         ("learning_rate", "key=value"),
-        ("r=0", "above zero"),
-        ("rows=0", "at least 1"),
-        ("max_steps=-5", "at least 1"),
+        ("r=0", "r must be from 1"),
+        ("rows=0", "rows must be from 1"),
+        ("max_steps=-5", "from -1"),
+        ("max_steps=0", "whole epochs"),
         ("lr_scheduler_type=step", "linear, cosine"),
         ("precision=int8", "auto, bf16"),
         ("load_in_4bit=maybe", "load_in_4bit"),
+        ("learning_rate=nan", "must be from"),
+        ("plans=1.5", "from 0 to 1"),
+        ("push_checkpoints=no-slash", "USER/NAME"),
     ],
 )
 def test_a_bad_setting_is_one_sentence(setting, words):
@@ -61,7 +67,3 @@ def test_a_resumed_run_may_only_change_its_length():
     before = recipe.make().as_dict()
     assert recipe.changes(recipe.make(["max_steps=9", "save_steps=3"]), before) == []
     assert recipe.changes(recipe.make(["learning_rate=1"]), before) == ["learning_rate"]
-
-
-def test_every_field_can_be_set():
-    assert {item.name for item in fields(recipe.Recipe)} == set(recipe._TYPES)

@@ -1,11 +1,12 @@
 """Records: what is written is read again, and what was tampered with is not."""
 
+import gzip
 import json
+import math
 
 import pytest
 
-from iris import record
-from iris.errors import InputError
+from iris import InputError, record
 
 
 def make(**changes):
@@ -60,6 +61,38 @@ def test_items_lie_beside_the_record(tmp_path):
         record.read_items(tmp_path / "b.json")
 
 
-def test_unknown_kind():
-    with pytest.raises(ValueError, match="party"):
-        make(kind="party")
+@pytest.mark.parametrize("name", ["a.json", "m-v1.0.json", "llama-3.2-1b.json"])
+def test_records_own_their_items_whatever_their_name(tmp_path, name):
+    other = tmp_path / name.replace("1", "2").replace("a.", "b.")
+    for path, value in ((tmp_path / name, 0.5), (other, 1.0)):
+        record.write_items(path, {"arc": {"id": [0], "value": [value]}})
+    assert record.read_items(tmp_path / name)["arc"]["value"] == [0.5]
+    assert record.items_path(tmp_path / name).name == name.removesuffix(".json") + ".items.json.gz"
+
+
+def test_what_is_no_number_is_neither_written_nor_read(tmp_path):
+    path = tmp_path / "a.json"
+    record.write(
+        make(measures={"losses": [1.0, math.nan], "loss": math.inf}, tasks={"arc": {"stderr": math.nan}}), path
+    )
+    assert "NaN" not in path.read_text() and "Infinity" not in path.read_text()
+    made = record.read(path)
+    assert made.measures == {"losses": [1.0, None], "loss": None} and made.tasks["arc"]["stderr"] is None
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        record.write_items(path, {"arc": {"id": [0], "value": [math.nan]}})
+    path.write_text(path.read_text().replace("null", "NaN"))
+    with pytest.raises(InputError, match="not an Iris record"):
+        record.read(path)
+    record.items_path(path).write_bytes(gzip.compress(b'{"arc": {"id": [0], "value": [NaN]}}'))
+    with pytest.raises(InputError, match="missing or damaged"):
+        record.read_items(path)
+
+
+def test_only_finished_full_records_are_loaded(tmp_path, capsys):
+    record.write(make(status="finished"), tmp_path / "full.json")
+    record.write(make(status="finished", settings={"limit": 5}), tmp_path / "part.json")
+    record.write(make(status="failed"), tmp_path / "failed.json")
+    record.write(make(kind="speed", status="stopped"), tmp_path / "rows.json")
+    assert [path.stem for path in record.load(tmp_path)] == ["full", "rows"]
+    told = capsys.readouterr().out
+    assert "part.json: limited to 5 items" in told and "failed.json: the run failed" in told

@@ -1,6 +1,5 @@
-"""Tables and pictures from records alone: the same bytes every time, stale ones noticed, the seed's sums done again."""
+"""Tables and pictures from records alone: the same bytes every time, stale ones noticed, forms shown apart."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,21 +7,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iris import pictures, record
-from iris.errors import InputError, RunError
-from iris.report import TABLES, report
+from iris import InputError, RunError, record
+from iris.evaluate.tasks import FIXED, TASKS, take_apart
+from iris.report.report import kept_forms, report
+from iris.report.tables import Lab
 
 ROOT = Path(__file__).resolve().parents[1]
 VERSIONS = {"torch": "2.13.0", "transformers": "5.17.0", "peft": "0.21.2", "lm_eval": "0.4.13"}
 MODEL = {"id": "lab/Tiny-Instruct", "revision": None, "digest": "d1"}
 METRICS = {"hellaswag": ("acc_norm", 2000), "arc_challenge": ("acc_norm", 400), "poetry_verses": ("bits_per_byte", 60)}
-README = "# Title\n\n" + "".join(
-    f"## {name}\n\n<!-- iris:{name} -->\nold\n<!-- /iris:{name} -->\n\n" for name in TABLES
+MARKERS = (
+    "results",
+    "scores base lora16-s1 absent",
+    "speed",
+    "quants q8_0 q4_0",
+    "rows speed-train who shape tasks.x.y",
 )
 
 
+def marked(words):
+    return f"<!-- iris:{words} -->\nold\n<!-- /iris:{words.split()[0]} -->\n"
+
+
 def evaluation(folder, name, gain=0.0, adapter=None, limit=None, status="finished", model=MODEL, precision="bf16"):
-    """An evaluation whose items gain `gain` over the same draws for every name."""
+    """An evaluation whose items gain `gain` over the same draws for every name; couplets gain most."""
     settings = {"precision": precision, "device": "cuda", "batch_size": 32, "limit": limit, "num_fewshot": 0}
     settings["chat_template"] = "poetry tasks only"
     one = record.Record("evaluation", name, model, status=status, adapter=adapter, settings=settings)
@@ -33,17 +41,30 @@ def evaluation(folder, name, gain=0.0, adapter=None, limit=None, status="finishe
         values = 2 - gain - drawn / 4 + noise / 50 if task == "poetry_verses" else (drawn + gain > 0.5) ^ (noise < 0.01)
         items[task] = {"id": [str(i) for i in range(n)], "value": [float(value) for value in values]}
         one.tasks[task] = {"metric": metric, "value": float(np.mean(values)), "stderr": float(np.std(values) / n**0.5)}
-        one.tasks[task] |= {"higher_is_better": task != "poetry_verses", "n": n, "version": 1.0, "num_fewshot": 0}
-        one.tasks[task] |= {"items_hash": "h", "items_digest": record.digest_of(items[task]), "others": {}}
+        one.tasks[task] |= {"higher_is_better": task != "poetry_verses", "n": n, "others": {}}
+    forms = [*FIXED, "free"] * 22
+    kept = [form == "couplet" and gain > 0.02 for form in forms]
+    columns = {
+        "keeps": [float(one or form == "free") for one, form in zip(kept, forms, strict=True)],
+        "ended": [1.0] * 132,
+    }
+    columns["strict"] = [None if form == "free" else one / 2 for one, form in zip(kept, forms, strict=True)]
+    metrics = {each: {"value": 0.5, "stderr": 0.1, "higher_is_better": True} for each in columns}
+    take_apart(TASKS["poetry_form"], forms, columns, metrics)
+    items["poetry_form"] = {"id": [str(i) for i in range(132)], "value": columns.pop("keeps"), **columns}
+    one.tasks["poetry_form"] = {"metric": "keeps", **metrics.pop("keeps"), "others": metrics}
+    one.tasks["poetry_form"] |= {"n": 110, "parts": list(FIXED)}
+    for task, entry in one.tasks.items():
+        entry |= {"version": 1.0, "num_fewshot": 0, "items_hash": "h", "items_digest": record.digest_of(items[task])}
     record.write_items(folder / f"{name}.json", items)
     record.write(one, folder / f"{name}.json")
 
 
-def training(folder, name, digest, method="lora16", seed=1, status="finished"):
+def training(folder, name, digest, method="lora16", seed=1, data="f"):
     adapter = {"path": "adapter", "method": method, "digest": digest}
     recipe = {"method": method, "r": 16, "learning_rate": 2e-4, "seed": seed}
-    one = record.Record("training", name, MODEL, status=status, adapter=adapter, recipe=recipe)
-    one.data = {"id": "lab/verses", "rows": 1200}
+    one = record.Record("training", name, MODEL, status="finished", adapter=adapter, recipe=recipe)
+    one.data = {"id": "lab/verses", "rows": 1200, "fingerprint": data}
     one.settings = {"device": "NVIDIA H100", "precision": "bf16"}
     one.measures = {"steps": 50, "tokens": 800_000, "wall_seconds": 200 + 10 * seed, "tokens_per_s": 41234.5}
     one.measures |= {"peak_memory_gb": 9.25, "loss_first": 3.2, "loss_last": 2.1}
@@ -53,67 +74,65 @@ def training(folder, name, digest, method="lora16", seed=1, status="finished"):
 
 
 def speed(folder, name, rows, **settings):
-    told = {"device": "NVIDIA H100", "steps": 30, "set": ["batch_size=1"]} | settings
+    told = {"device": "NVIDIA H100"} | settings
     one = record.Record("speed", name, MODEL, status="finished", settings=told, measures={"rows": rows})
     record.write(one, folder / f"{name}.json")
 
 
-def trained(shape, method, rate, memory, who="iris"):
-    row = {"who": who, "shape": shape, "steady_tokens_per_s": rate, "step_seconds": 0.25, "peak_memory_gb": memory}
-    return row | ({"method": method, "precision": "bf16", "losses": [1, 2]} if who == "iris" else {})
+def trained(shape, method, rate, who="iris"):
+    row = {"who": who, "shape": shape, "method": method, "steady_tokens_per_s": rate, "step_seconds": 0.25}
+    return row | {"peak_memory_gb": 22.4}
 
 
-def written(who, quant, rate, memory, **shape):
-    row = {"who": who, "quant": quant, "file_gb": 0.77, "load_seconds": 1.0, "prompt_tokens_per_s": 3 * rate}
-    return row | {"generation_tokens_per_s": rate, "peak_memory_gb": memory, "bandwidth_ratio": 0.6} | shape
-
-
-def others(folder):
-    peer = trained("1b", "", 34143.0, 37.2, who="u-lora-bs=16-pack=1")
-    rows = [trained("1b", "qlora", 70477.3, 22.4), trained("1b", "lora16", 80000.0, 23.8), peer]
-    speed(folder, "speed-train", [*rows, trained("8b", "qlora", 12500.0, 61.0)])
-    rows = [written("xllamacpp", "q4_0", 27.0, 1.5, shape="1b"), written("xllamacpp", "q8_0", 17.5, 1.5, shape="1b")]
-    rows += [written("xllamacpp", "q4_0", 11.0, 3.8, shape="3b"), written("xllamacpp", "q4_0", 4.9, 8.9, shape="8b")]
-    speed(folder, "speed-infer", rows, device="2 cores")
-    export = record.Record("export", "poet", MODEL, status="finished", adapter={"method": "dora"})
-    export.measures = {"bytes_f16": 270_000_000, "bytes_q8_0": 144_500_000, "wall_seconds": 33.0}
-    record.write(export, folder / "export-poet.json")
+def written(rate, shape):
+    row = {"who": "xllamacpp", "quant": "q4_0", "file_gb": 0.77, "load_seconds": 1.0, "prompt_tokens_per_s": 3 * rate}
+    return row | {"generation_tokens_per_s": rate, "peak_memory_gb": 1.5, "bandwidth_ratio": 0.6, "shape": shape}
 
 
 @pytest.fixture
 def lab(tmp_path):
-    """A README with all markers beside results of a base, two seeds of one recipe that helps, and one that does not."""
+    """A README with all markers and a document, beside results of a base, two seeds of one recipe that helps, and one
+    that does not."""
     results = tmp_path / "results"
-    results.mkdir()
-    shutil.copy(ROOT / "results" / "seed.json", results)
-    (tmp_path / "README.md").write_text(README)
+    shutil.copytree(ROOT / "results" / "quants", results / "quants")
+    (tmp_path / "README.md").write_text("# Title\n\n" + "\n".join(map(marked, MARKERS)))
+    (tmp_path / "other.md").write_text(marked("quants"))
     evaluation(results, "base")
     for seed in (1, 2):
-        evaluation(
-            results, f"lora16-s{seed}", 0.05 + seed / 100, training(results, f"train-s{seed}", f"a{seed}", seed=seed)
-        )
+        adapter = training(results, f"train-s{seed}", f"a{seed}", seed=seed)
+        evaluation(results, f"lora16-s{seed}", 0.05 + seed / 100, adapter)
     evaluation(results, "qlora", 0.0, training(results, "train-qlora", "a3", "qlora"))
-    others(results)
+    rows = [trained("1b", "qlora", 70477.3), trained("1b", "lora16", 80000.0), trained("8b", "qlora", 12500.0)]
+    speed(results, "speed-train", [*rows, trained("1b", "", 34143.0, who="u-lora-bs=16")])
+    speed(results, "speed-infer", [written(27.0, "1b"), written(4.9, "8b"), written(11.0, "3b")], device="2 cores")
+    landed = {"haiku": 0.1, "limerick": 0, "couplet": 0.7, "quatrain": 0.5, "sonnet": 0}
+    speed(results / "voice", "landing", [{"who": "voice, seed 1"} | landed, {"who": "mean of three seeds"} | landed])
     return tmp_path
 
 
 def run(lab, check=False):
-    report(lab / "results", lab / "README.md", check)
+    report(lab / "results", [lab / "README.md", lab / "other.md"], check)
     return (lab / "README.md").read_text()
 
 
 def table(text, name):
-    return text.split(f"<!-- iris:{name} -->\n")[1].split(f"\n<!-- /iris:{name} -->")[0]
+    return text.split(f"<!-- iris:{name}")[1].split(" -->\n", 1)[1].split(f"\n<!-- /iris:{name}")[0]
+
+
+def rows_of(text):
+    return {line.split("|")[1].strip().split("<br>")[0]: line for line in text.splitlines() if line.startswith("|")}
 
 
 def test_the_same_records_give_the_same_bytes_and_check_is_content_with_them(lab):
-    with pytest.raises(RunError, match="README.md.*scores.png.*out of date: run `iris report`"):
+    before = (lab / "README.md").read_text()
+    with pytest.raises(
+        RunError, match=r"out of date: .*iris:results of \S+README.md.*quants of \S+other.md.*scores.png"
+    ):
         run(lab, check=True)
-    assert (lab / "README.md").read_text() == README  # a check writes nothing
-    assert not list((lab / "results").glob("*.png"))
+    assert (lab / "README.md").read_text() == before and not list((lab / "results").glob("*.png"))  # a check only looks
     first = run(lab)
     drawn = {path.name: path.read_bytes() for path in (lab / "results").glob("*.png")}
-    assert set(drawn) == {"scores.png", "cost.png", "loss.png", "speed.png"}
+    assert set(drawn) == {"scores.png", "forms.png"}
     run(lab, check=True)
     for path in (lab / "results").glob("*.png"):
         path.unlink()
@@ -124,197 +143,101 @@ def test_the_same_records_give_the_same_bytes_and_check_is_content_with_them(lab
 
 def test_results_state_the_settings_the_differences_and_the_verdicts(lab):
     text = table(run(lab), "results")
-    assert "zero-shot, no chat template" in text and "bf16 on NVIDIA H100, batches of 32, lm-eval 0.4.13" in text
+    assert "precision bf16, device NVIDIA H100, batch size 32, num fewshot 0" in text and "lm-eval 0.4.13" in text
     assert "HellaSwag<br>acc_norm ↑, n = 2,000" in text and "held-out verses<br>bits_per_byte ↓, n = 60" in text
-    rows = {line.split("|")[1].strip().split("<br>")[0]: line for line in text.splitlines() if line.startswith("|")}
-    assert rows["lora16-s1"].count("**better, clear of noise**") >= 2 and "lora16, verses" in rows["lora16-s1"]
-    assert "**" not in rows["qlora"] and "within noise" in rows["qlora"]
-    assert "Better, clear of noise: lora16-s1 (HellaSwag" in text and "Worse" not in text
+    scores = rows_of(text.split("2 seeds of one recipe")[0])
+    assert scores["lora16-s1"].count("**better, clear of noise**") >= 3 and "lora16, verses" in scores["lora16-s1"]
+    assert "**" not in scores["qlora"] and "within noise" in scores["qlora"]
     assert "2 seeds of one recipe (lora16-s1, lora16-s2), mean difference and range: HellaSwag +0.0" in text
-    assert rows["Llama-3.2-1B-Instruct"].count("not measured here") == 4
+    assert "| train-s1 | lora16 | verses, 1,200 rows | 16 | 0.0002 | 50 | 800,000 | 210 | 41,234 |" in text
+    assert "3.200 → 2.100" in text
+    brief = table(run(lab), "scores")  # of runs that are named and known
+    assert list(rows_of(brief)) == ["run", "-", "base", "lora16-s1"]
+    assert "mean difference" not in brief and "as it came" in brief and "[" not in brief
 
 
-def test_where_nothing_helps_the_table_says_so(lab):
-    for seed in (1, 2):
-        (lab / "results" / f"lora16-s{seed}.json").unlink()
-    assert "No run is better, clear of noise." in table(run(lab), "results")
+def test_poems_are_shown_by_form(lab):
+    """A mean with free verse in it, which any two lines keep, would be 0.33; the couplets alone are better."""
+    text = table(run(lab), "results")
+    head = "poems in five fixed forms<br>keeps ↑, n = 110<br>kept, %: haiku, limerick, couplet, quatrain, sonnet"
+    scores = rows_of(text.split("2 seeds of one recipe")[0])
+    assert head in text and "0.0000 ± 0.0000<br>keeps 0.0, 0.0, 0.0, 0.0, 0.0" in scores["base"]
+    tuned = "keeps 0.0, 0.0, 100.0, 0.0, 0.0<br>strict 0.0, 0.0, 50.0, 0.0, 0.0<br>+0.2000"
+    assert f"0.2000 ± 0.0383<br>{tuned} [" in scores["lora16-s1"]
+    assert f"| {tuned}<br>**better, clear of noise** |" in table(run(lab), "scores")
+    assert "free ended ↑" in text and "free keeps" not in text
+    records = record.load(lab / "results")
+    shown = {run["name"]: run for run in kept_forms(Lab(lab / "results", records, []))}
+    assert shown["lora16-s1"]["shares"]["couplet"] == 0.5 and shown["base"]["shares"]["couplet"] == 0
 
 
-def test_the_other_tables(lab):
-    text = run(lab)
-    methods = table(text, "methods")
-    assert (
-        "| train-qlora | qlora | verses, 1,200 rows | 16 | 0.0002 | 50 | 800,000 | 3.5 min | 41,234 | 9.2 GB |"
-        in methods
-    )
-    assert "3.200 → 2.100" in methods and "[" in methods  # the price stands beside what it brought
-    assert "F16 270 MB, Q8_0 144 MB" in table(text, "export")
+def test_seeds_of_one_recipe_are_distinct_and_on_the_same_data(lab):
+    training(lab / "results", "train-s2", "a2", seed=2, data="other")
+    assert "seeds of one recipe" not in run(lab)
+    training(lab / "results", "train-s2", "a2", seed=1)
+    assert "seeds of one recipe" not in run(lab)
 
 
-def test_one_table_joins_training_and_writing_by_size(lab):
+def test_speed_by_size_and_the_sentence_that_follows_from_it(lab):
     told = table(run(lab), "speed")
-    rows = {line.split("|")[1].strip(): line for line in told.splitlines() if line.startswith("|")}
-    assert "| qlora<br>lora16<br>dora | 70,477<br>80,000<br>not measured here | 0.25 s<br>0.25 s<br>" in rows["**1B**"]
-    assert "| Q4_0<br>Q8_0 |" in rows["**1B**"] and "| 27.0<br>17.5 | 1.5 GB<br>1.5 GB | 60%<br>60% |" in rows["**1B**"]
-    assert "| not measured here |" in rows["**3B**"] and "| qlora<br>dora<br>lora16 | 12,500<br>" in rows["**8B**"]
-    assert list(rows)[2:5] == ["**1B**", "**3B**", "**8B**"]
-    assert "losses" not in told and "training on NVIDIA H100; GGUF on 2 cores" in told
-    assert "| lora16 | 80,000 tokens/s, 23.8 GB | 34,143 tokens/s, 37.2 GB |" in told  # beside the peer
-    assert "| 1B | Iris | Unsloth (bs=16, pack=1) |" in told
-
-
-def test_the_sentence_on_sizes_follows_the_record(lab):
-    told = table(run(lab), "speed")
-    assert "the 1B as Q4_0 where the page is watched while it writes (20 tokens/s; it writes 27.0, in 1.5 GB" in told
-    assert "the 3B as Q4_0 where the page writes as fast as people read (5 tokens/s; it writes 11.0" in told
-    assert "12 s and 24 GB for the 1B (lora16), 80 s and 61 GB for the 8B (qlora)" in told
-    memory = record.Record("export", "export-memory-8b", MODEL, status="finished", settings={"shape": "8b"})
-    memory.measures = {"peak_memory_gb": 9.493, "wall_seconds": 428.3}
-    record.write(memory, lab / "results" / "export-memory-8b.json")
-    rows = [written("xllamacpp", "q4_0", 19.9, 1.5, shape="1b"), written("xllamacpp", "q8_0", 5.0, 8.9, shape="8b")]
-    speed(lab / "results", "speed-infer", rows, device="2 cores")
-    told = table(run(lab), "speed")
-    assert "no size where the page is watched" in told and "the 8B as Q8_0 where the page writes as fast" in told
-    assert "`iris export` takes at its peak, recital included, 9.5 GB for the 8B." in told
-
-
-def test_engines_stand_side_by_side_and_a_t4_by_itself(lab):
-    rows = [written("xllamacpp", "q4_0", 26.7, 1.5), written("llama.cpp, built", "q4_0", 33.5, 1.6)]
-    rows.append(written("transformers", "bf16", 5.4, 3.0))
-    speed(lab / "results", "speed-engines", rows, device="2 cores", prompt_tokens=256, written_tokens=64)
-    speed(lab / "results", "speed-t4", [trained("1b", "dora", 2000.0, 11.0) | {"precision": "fp16"}], as_t4=True)
-    told = table(run(lab), "speed")
-    assert "| GGUF | xllamacpp | llama.cpp, built | transformers |" in told
-    assert "| bf16 |  |  | reads 16.2, writes 5.4 tokens/s<br>60% of the bandwidth, 3.0 GB |" in told
-    assert "NVIDIA H100, 30 steps, batch_size=1" in told and "| 1B | dora | 2,000 | 0.25 s | 11.0 GB | fp16 |" in told
-    assert told.count("2,000 ") == 1  # not in the table of sizes
-    assert (lab / "results" / "speed.png").exists()
-
-
-def test_quantizations_and_poems_have_their_tables(lab):
-    shutil.copytree(ROOT / "results" / "quants", lab / "results" / "quants")
-    given = {"form": "haiku", "theme": "rain", "base": "It rains a lot.\nYes.", "tuned": "<b>rain</b>\non | tin"}
-    told = {"poems": [given], "training_seconds": 240.0}
-    recital = record.Record("export", "recital", MODEL, "finished", measures=told)
-    record.write(recital, lab / "results" / "recital.json")
-    text = run(lab)
-    assert "| haiku: rain | It rains a lot.<br>Yes. | &lt;b&gt;rain&lt;/b&gt;<br>on / tin |" in table(text, "poems")
-    assert "after 4 minutes of training" in table(text, "poems")
-    assert "| q4_k_m | 105 |" in table(text, "quants") and "**q8_0** is what the rule picks" in table(text, "quants")
-    run(lab, check=True)
-    slower = record.read(lab / "results" / "quants" / "q4_0.json")
-    slower.measures["generation_tokens_per_s"] = 1.0
-    record.write(slower, lab / "results" / "quants" / "q4_0.json")
-    with pytest.raises(RunError, match=r"iris:quants .*quants.png are out of date"):
-        run(lab, check=True)
-
-
-def test_only_finished_full_records_enter(lab, capsys):
-    before = run(lab)
-    evaluation(lab / "results", "limited", 0.3, {"digest": "x"}, limit=50)
-    evaluation(lab / "results", "broken", 0.3, {"digest": "x"}, status="failed")
-    training(lab / "results", "train-stopped", "x", status="stopped")
-    assert run(lab) == before
-    told = capsys.readouterr().out
-    assert "limited.json: limited to 50 items" in told and "train-stopped.json: the run stopped" in told
-
-
-def test_of_a_speed_measurement_the_finished_rows_enter_if_it_was_stopped_but_not_if_it_failed(lab):
-    for name, status, rate in (("cut-off", "stopped", 21155.0), ("broken", "failed", 33333.0)):
-        speed(lab / "results", name, [trained("3b", "lora16", rate, 62.6)])
-        one = record.read(lab / "results" / f"{name}.json")
-        one.status = status
-        record.write(one, lab / "results" / f"{name}.json")
-    told = table(run(lab), "speed")
-    assert "| lora16<br>qlora<br>dora | 21,155<br>not measured here<br>not measured here |" in told
-    assert "33,333" not in told
-
-
-def test_of_a_training_speed_that_was_measured_again_the_latest_counts(lab):
-    for name, day, rate in (("a-new", "02", 21500.0), ("b-old", "01", 11111.0)):
-        speed(lab / "results", name, [trained("3b", "lora16", rate, 62.6)])
+    assert "| 1B | qlora | 70,477 | 0.25 s | 22.4 GB |" in told and "u-lora" not in told
+    assert "| 3B | q4_0 | 0.77 GB | 1.0 s | 33.0 | 11.0 | 1.5 GB | 60% |" in told
+    assert "the 1B where the page is watched while it writes (20 tokens/s); the 3B where the page writes" in told
+    for name, day, rate in (("a-new", "02", 21500.0), ("b-old", "01", 11111.0)):  # measured again, the latest counts
+        speed(lab / "results", name, [trained("3b", "lora16", rate)])
         one = record.read(lab / "results" / f"{name}.json")
         record.write(replace(one, started=f"2026-01-{day}T00:00:00Z"), lab / "results" / f"{name}.json")
+    speed(lab / "results", "t4", [trained("3b", "lora16", 999.0)], as_t4=True)
     told = table(run(lab), "speed")
-    assert "| lora16<br>qlora<br>dora | 21,500<br>not" in told and "11,111" not in told
+    assert "21,500" in told and "11,111" not in told and "999" not in told
+
+
+def test_rows_of_any_record_and_quantizations(lab):
+    text = run(lab)
+    assert "| who | shape | x y |" in text and "| u-lora-bs=16 | 1b |   |" in text
+    assert list(rows_of(table(text, "quants"))) == ["GGUF", "-", "q8_0", "q4_0"]
+    assert "**q8_0** is what the rule picks" in table(text, "quants")
+    assert "| q4_k_m | 105 |" in (lab / "other.md").read_text()
 
 
 def test_a_run_under_other_settings_is_not_compared(lab):
     evaluation(lab / "results", "odd", 0.3, {"digest": "x"}, precision="fp32")
     text = table(run(lab), "results")
-    assert "fp32 on NVIDIA H100" in text and "Nothing was compared" in text
+    assert "precision fp32, device NVIDIA H100" in text and "**" not in rows_of(text)["odd"]
 
 
 def test_check_notices_every_kind_of_staleness(lab):
     text = run(lab)
-    (lab / "README.md").write_text(text.replace("zero-shot", "five-shot"))
-    with pytest.raises(RunError, match=r"the table iris:results of \S+ is out of date"):
+    (lab / "README.md").write_text(text.replace("bf16", "fp32"))
+    with pytest.raises(RunError, match=r"out of date: the table iris:results of \S+; run"):
         run(lab, check=True)
     run(lab)
-    (lab / "results" / "loss.png").write_bytes(b"no picture")
-    with pytest.raises(RunError, match=r"loss\.png is out of date"):
+    (lab / "results" / "scores.png").write_bytes(b"no picture")
+    with pytest.raises(RunError, match=r"out of date: \S+scores\.png; run"):
         run(lab, check=True)
-    run(lab)
-    training(lab / "results", "train-new", "a9")
-    with pytest.raises(RunError, match=r"iris:methods of \S+, \S+loss\.png are out of date"):
-        run(lab, check=True)
-
-
-def test_a_picture_is_stale_when_its_drawing_changes_and_gone_when_it_has_nothing_to_show(lab, monkeypatch):
-    run(lab)
-    monkeypatch.setitem(pictures.PICTURES, "cost", pictures.draw_loss)
-    with pytest.raises(RunError, match=r"\S+cost\.png is out of date"):
-        run(lab, check=True)
-    monkeypatch.undo()
-    for path in (lab / "results").glob("*train*.json"):
-        path.unlink()
-    run(lab)
-    assert {path.name for path in (lab / "results").glob("*.png")} == {"scores.png", "speed.png"}
-    run(lab, check=True)
-
-
-def test_the_seed_table_is_quoted_and_its_sums_are_done_again(lab):
-    text = table(run(lab), "seed")
-    seed = json.loads((ROOT / "results" / "seed.json").read_text())
-    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
-    for name, scores in {"base": seed["base"], **seed["runs"]}.items():
-        assert all(f"{score:.4f}" in rows[name] for score in scores.values())
-    assert "as reported, not ours" in text
-    assert "+0.0088 ±" in rows["16-bit LoRA"] and "+1.04%, wrong: it is +0.88%" in rows["16-bit LoRA"]
-    assert "+0.0093 ±" in rows["Nitral"] and "+1.13%, wrong: it is +0.93%" in rows["Nitral"]
-    assert "0.3652 ± 0.0141 | 0.5798 ± 0.0049 | 0.3635 ± 0.0086 | 0.4367 ± 0.0140" in rows["base"]
-    assert "clear of noise: HellaSwag of Nitral, HellaSwag of 16-bit LoRA + Nitral." in text
-    assert rows["Llama-3.2-1B-Instruct (ours)"].count("not measured here") == 4
-
-
-def test_our_own_measurement_stands_beside_the_seeds(lab):
-    evaluation(
-        lab / "results", "llama", model={"id": "meta-llama/Llama-3.2-1B-Instruct", "revision": "r", "digest": None}
-    )
-    text = run(lab)
-    assert "| llama (ours) | 0." not in table(text, "results")
-    assert "| llama (ours) | 0." in table(text, "seed") and "Llama-3.2-1B-Instruct (ours)" not in table(text, "seed")
 
 
 def test_without_records_the_tables_say_so(tmp_path):
-    (tmp_path / "README.md").write_text(README)
-    text = run(tmp_path)
-    assert "Llama-3.2-1B-Instruct | not measured here" in table(text, "results")
-    for name in ("methods", "speed", "export"):
-        assert table(text, name) == "No record of this kind yet."
-    run(tmp_path, check=True)
+    (tmp_path / "README.md").write_text("".join(map(marked, ("results", "scores a", "speed", "quants"))))
+    report(tmp_path / "results", [tmp_path / "README.md"])
+    for name in ("results", "scores", "speed", "quants"):
+        assert table((tmp_path / "README.md").read_text(), name) == "No record of this kind yet."
+    report(tmp_path / "results", [tmp_path / "README.md"], check=True)
 
 
 def test_bad_input_is_one_sentence(lab):
-    (lab / "README.md").write_text("<!-- iris:results -->\nnever closed\n")
-    with pytest.raises(InputError, match=r"has no <!-- /iris:results --> after it"):
-        run(lab)
+    for text, words in (
+        ("<!-- iris:results -->\nnever closed\n", "iris:results --> is none of .*, or has no end after it"),
+        (marked("export"), "iris:export --> is none of results, scores"),
+    ):
+        (lab / "README.md").write_text(text)
+        with pytest.raises(InputError, match=words):
+            run(lab)
     (lab / "README.md").write_text("no markers, left as it is\n")
     assert run(lab) == "no markers, left as it is\n"
     (lab / "README.md").unlink()
     with pytest.raises(InputError, match=r"there is no .*README\.md"):
         run(lab)
-    (lab / "README.md").write_text(README)
     path = lab / "results" / "qlora.json"
     path.write_text(path.read_text().replace("0.4", "0.9"))
     with pytest.raises(InputError, match="was changed after it was written"):

@@ -1,20 +1,23 @@
 """Syllables, rhymes and forms on lines written for this test; then the verses we train on, and the public poems."""
 
+import gzip
 import json
+import time
+from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-import verse_accuracy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iris.poetry import verse
-from iris.poetry.sound import line_syllables, rhymes, syllables
-from iris.poetry.verse import FORMS, judge, scheme
+from iris import InputError
+from iris.poetry.forms import FORMS, judge
+from iris.poetry.judge import judge_file, judge_text
+from iris.poetry.sound import line_syllables, perfect_rhyme, rhymes
+from iris.poetry.verses import read_verses
 
-ROOT = Path(__file__).resolve().parent.parent
-VERSES = ROOT / "src/iris/poetry/verses.jsonl"
-POEMS = ROOT.parent / "shared/data/poems/poems.jsonl.gz"
+POEMS = Path(__file__).resolve().parents[2] / "shared/data/poems/poems.jsonl.gz"
 
 HAIKU = "Rain on the tin roof\na kettle begins to sing\nand no one is late"
 LIMERICK = """A baker who lived in the snow
@@ -52,7 +55,7 @@ A blackbird tries a phrase and lets it fall,
 I sit and count the quiet minutes pass
 And do not think of anything at all.
 So leave the gate to swing another year;
-The work will keep; the evening will be here."""
+The work will keep; the winter is not near."""
 FREE = "Nobody told the river\nthat the bridge was closed.\nIt went on under it,\ncarrying leaves."
 
 
@@ -61,117 +64,66 @@ def kept(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("word", "count"),
-    [("cat", 1), ("river", 2), ("banana", 3), ("brightness", 2), ("half-light", 2), ("moonflowers", 3), ("42", 3)],
-)
-def test_syllables(word, count):
-    assert count in syllables(word)
+    ("text", "some", "never"),
+    [
+        ("cat", 1, 2), ("river", 2, 3), ("banana", 3, 2), ("brightness", 2, 3), ("half-light", 2, 3),
+        ("moonflowers", 3, 1), ("42", 3, 2), ("1969", 5, 6), ("1969", 9, 6), ("in 1905", 5, 2), ("2000", 3, 1),
+        ("2,000 years", 4, 3), ("the 3rd", 2, 3), ("the 22nd", 5, 2), ("the 100th time", 5, 2), ("the 1990s", 5, 2),
+        ("7pm", 4, 1), ("3.5", 3, 2), ("$5 & 50%", 8, 5), ("GPU", 3, 0), ("rosé", 2, 1), ("pâté", 2, 1),
+        ("pâtés", 2, 1), ("entrée", 2, 1), ("résumé", 3, 1), ("low[1] high²", 2, 3), ("low [12]", 1, 2), ("&", 1, 0),
+        ("NASA", 2, 4), ("café", 2, 0), ("naïve", 2, 0), ("o'er", 1, 2), ("e'en", 1, 2), ("heav'n", 1, 3),
+        ("heav'n", 2, 3), ("walk'd", 1, 2), ("thou'lt", 1, 2), ("th'", 0, 1), ("loveth", 2, 1), ("blessèd", 2, 1),
+        ("walkéd", 2, 1),
+    ],
+)  # fmt: skip
+def test_syllables(text, some, never):
+    """Among the ways to read a text is one of so many syllables, and none of so many."""
+    assert some in line_syllables(text) and never not in line_syllables(text)
 
 
 def test_every_pronunciation_counts():
-    assert syllables("fire") == {1, 2}
+    assert line_syllables("fire") == {1, 2}
     assert line_syllables("every fire") == {3, 4, 5}
     assert judge("Each fire in the night\na kettle begins to sing\nand no one is late", "haiku").keeps
     assert rhymes("we play the wind", "he rinsed and thinned") and rhymes("the wind", "behind")
 
 
 @pytest.mark.parametrize(
-    ("old", "counts"),
+    ("a", "b", "rhyme"),
     [
-        ("o'er", {1}),
-        ("e'en", {1}),
-        ("heav'n", {1, 2}),
-        ("walk'd", {1}),
-        ("thou'lt", {1}),
-        ("th'", {0}),
-        ("loveth", {2}),
+        *((a, b, True) for a, b in (
+            ("the night", "a light"), ("see", "sea"), ("turning", "burning"), ("flower", "hour"), ("love", "prove"),
+            ("wind", "find"), ("eternity", "to die"), ("memory", "let it be"), ("butterfly", "sky"),
+            ("punishment", "meant"), ("is", "this"), ("I told her", "on his shoulder"), ("I find it", "I mind it"),
+            ("walk'd", "talked"), ("the flow'rs", "the hours"), ("moonflower", "shower"), ("on GPU", "for you"),
+            ("glasse", "passed the grass"), ("a silver tern", "the beacons burn"), ("a small café", "the end of day"),
+            ("It’s o’er", "“the door”"),
+        )),
+        *((a, b, False) for a, b in (
+            ("cat", "dog"), ("time", "mine"), ("rain", "name"), ("singing", "ring"), ("slowly", "sky"),
+            ("though", "cough"), ("river", "over"), ("medical", "general"), ("red", "reed"), ("alone", "on"),
+            ("the day", "a day"), ("", "day"), ("...", "..."), ("the ballet", "a net"),
+        )),
     ],
-)
-def test_archaic_syllables(old, counts):
-    assert syllables(old) == counts
+)  # fmt: skip
+def test_rhymes(a, b, rhyme):
+    assert rhymes(a, b) is rhymes(b, a) is rhyme
 
 
-def test_accents_and_marks_are_read():
-    assert syllables("blessèd") == {2} and syllables("walkéd") == {2}
-    assert 2 in syllables("café") and 2 in syllables("naïve")
-    assert rhymes("a small café", "the end of day") and rhymes("It’s o’er", "“the door”")
-
-
-@pytest.mark.parametrize("word", ["glimmerish", "unlanterned", "frobbling", "zq", "été", "ß"])
-def test_unknown_words_have_syllables(word):
-    assert min(syllables(word)) >= 1
-
-
-@pytest.mark.parametrize(
-    ("a", "b"),
-    [
-        ("the night", "a light"),
-        ("see", "sea"),
-        ("turning", "burning"),
-        ("flower", "hour"),
-        ("love", "prove"),
-        ("wind", "find"),
-        ("eternity", "to die"),
-        ("memory", "let it be"),
-        ("butterfly", "sky"),
-        ("punishment", "meant"),
-        ("is", "this"),
-        ("I told her", "on his shoulder"),
-        ("I find it", "I mind it"),
-        ("walk'd", "talked"),
-        ("the flow'rs", "the hours"),
-        ("moonflower", "shower"),
-        ("glasse", "passed the grass"),
-    ],
-)
-def test_rhyming_pairs(a, b):
-    assert rhymes(a, b) and rhymes(b, a)
-
-
-@pytest.mark.parametrize(
-    ("a", "b"),
-    [
-        ("cat", "dog"),
-        ("time", "mine"),
-        ("rain", "name"),
-        ("singing", "ring"),
-        ("slowly", "sky"),
-        ("though", "cough"),
-        ("river", "over"),
-        ("medical", "general"),
-        ("red", "reed"),
-        ("alone", "on"),
-        ("the day", "a day"),
-        ("", "day"),
-        ("...", "..."),
-    ],
-)
-def test_pairs_that_do_not_rhyme(a, b):
-    assert not rhymes(a, b) and not rhymes(b, a)
-
-
-def test_scheme():
-    assert scheme(ABAB.splitlines()) == "ABAB"
-    assert scheme(SONNET.splitlines()) == "ABABCDCDEFEFGG"
-    assert scheme(LIMERICK.splitlines()) == "AABBA"
-    assert scheme(["one day", "the sea", "that day"]) == "ABA"
+def test_names_do_not_rhyme_by_an_unstressed_y():
+    assert not rhymes("for Tommy,", "but Mary.") and not rhymes("for tommy,", "but mary.")
+    assert not rhymes("with Emily", "and Tommy") and rhymes("a memory", "of harmony")
+    assert rhymes("an Old Man of Madras", "upon a tall ass")
 
 
 @pytest.mark.parametrize(
     ("text", "form"),
     [
-        (HAIKU, "haiku"),
-        (LIMERICK, "limerick"),
-        (COUPLET, "couplet"),
-        (ABAB, "quatrain"),
-        (AABB, "quatrain"),
-        (ABBA, "quatrain"),
-        (ABCB, "quatrain"),
-        (ABAB + "\n\n" + ABAB.replace("asleep", "too deep"), "quatrain"),
-        (SONNET, "sonnet"),
-        (FREE, "free"),
+        (HAIKU, "haiku"), (LIMERICK, "limerick"), (COUPLET, "couplet"), (ABAB, "quatrain"), (AABB, "quatrain"),
+        (ABBA, "quatrain"), (ABCB, "quatrain"), (ABAB + "\n\n" + ABAB.replace("asleep", "too deep"), "quatrain"),
+        (SONNET, "sonnet"), (FREE, "free"),
     ],
-)
+)  # fmt: skip
 def test_forms_kept(text, form):
     assert kept(text) == {form, "free"}
     verdict = judge(text)
@@ -192,31 +144,25 @@ def test_couplets_in_a_row_are_couplets():
 @pytest.mark.parametrize(
     ("text", "form", "reasons"),
     [
-        (HAIKU.replace("a kettle", "the old kettle"), "haiku", ("line 2 has 8 syllables, not 7",)),
-        (
-            "Sure! Here is one:\n" + COUPLET,
-            "couplet",
-            ("it has 3 lines, an odd number", "line 1 is left without a rhyme beside it"),
-        ),
-        (ABAB.replace("away", "them back"), "quatrain", ("lines 2 and 4 do not rhyme",)),
-        (ABAB.replace("give away", "bring the day"), "quatrain", ("lines 2 and 4 end in the same word",)),
-        (LIMERICK.replace("eyes", "face"), "limerick", ("lines 3 and 4 do not rhyme",)),
-        (
-            LIMERICK.replace("rise\n", "rise "),
-            "limerick",
-            ("it has 4 lines, not 5 (an old printing may join the third and the fourth)", "lines 3 and 4 do not rhyme"),
-        ),
-        (COUPLET.replace("about", "away"), "couplet", ("lines 1 and 2 do not rhyme",)),
-        (COUPLET.replace("\n", "\n\n"), "quatrain", ("stanza 1 has 1 line, not 4", "stanza 2 has 1 line, not 4")),
-        (SONNET.rsplit("\n", 1)[0], "sonnet", ("it has 13 lines, not 14",)),
-        ("One line alone", "free", ("it has 1 line, not 2 or more",)),
-        ("the same again\n" * 3, "free", ("it says the same lines again",)),
-        (FREE + "\ncarrying leaves.\ncarrying leaves.", "free", ("it says the same lines again",)),
+        (HAIKU.replace("a kettle", "the old kettle"), "haiku", ["line 2 has 8 syllables, not 7"]),
+        ("Sure! Here is one:\n" + COUPLET, "couplet",
+         ["it has 3 lines, an odd number", "line 1 is left without a rhyme beside it"]),
+        (ABAB.replace("away", "them back"), "quatrain", ["lines 2 and 4 do not rhyme"]),
+        (ABAB.replace("give away", "bring the day"), "quatrain", ["lines 2 and 4 end in the same word"]),
+        (LIMERICK.replace("eyes", "face"), "limerick", ["lines 3 and 4 do not rhyme"]),
+        (LIMERICK.replace("rise\n", "rise "), "limerick",
+         ["it has 4 lines, not 5 (an old printing may join the third and the fourth)", "lines 3 and 4 do not rhyme"]),
+        (COUPLET.replace("about", "away"), "couplet", ["lines 1 and 2 do not rhyme"]),
+        (COUPLET.replace("\n", "\n\n"), "quatrain", ["stanza 1 has 1 line, not 4", "stanza 2 has 1 line, not 4"]),
+        (SONNET.rsplit("\n", 1)[0], "sonnet", ["it has 13 lines, not 14"]),
+        ("One line alone", "free", ["it has 1 line, not 2 or more"]),
+        ("the same again\n" * 3, "free", ["it says the same lines again"]),
+        (FREE + "\ncarrying leaves.\ncarrying leaves.", "free", ["it says the same lines again"]),
     ],
-)
+)  # fmt: skip
 def test_forms_broken_and_why(text, form, reasons):
     verdict = judge(text, form)
-    assert verdict.reasons == reasons
+    assert list(verdict.reasons) == reasons
     assert not verdict.keeps and verdict.score < 1
 
 
@@ -233,29 +179,77 @@ def test_only_a_limerick_may_repeat_a_word():
     assert not judge(COUPLET.replace("all about", "in and out"), "couplet").keeps
 
 
-def test_limerick_with_long_short_lines_scores_less():
-    long = LIMERICK.replace("When it", "And whenever it slowly and finally")
-    assert judge(long, "limerick").keeps
-    assert judge(long, "limerick").score < judge(LIMERICK, "limerick").score
-
-
 def test_lines_of_a_verdict():
     verdict = judge(ABCB)
-    assert [line.rhyme for line in verdict.lines] == ["", "B", "", "B"]
+    assert [line.rhyme for line in verdict.lines] == ["", "A", "", "A"]  # in the order in which the rhymes begin
     assert [line.text for line in verdict.lines] == ABCB.splitlines()
     assert [line.rhyme for line in judge(HAIKU).lines] == ["", "", ""]
     assert [line.syllables for line in judge(HAIKU).lines] == [(5,), (7,), (5,)]
-    record = judge(HAIKU).as_dict()
-    assert list(record) == ["form", "keeps", "score", "reasons", "lines"]
-    assert record["lines"][0] == {"text": "Rain on the tin roof", "syllables": [5], "rhyme": ""}
-    assert json.loads(json.dumps(record)) == record
+    record = json.loads(json.dumps(asdict(judge(HAIKU))))
+    assert list(record) == ["form", "keeps", "strict", "score", "reasons", "faults", "lines"]
+    assert record["lines"][0] == {"text": "Rain on the tin roof", "syllables": [5], "count": 5, "rhyme": ""}
+    assert judge("fire and every fire\n" * 3, "haiku").lines[0].count == 5  # of 4 to 7 the one that is asked for
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "perfect"),
+    [
+        ("a stop", "the top", True),
+        ("he knows", "his nose", False),  # the same onset
+        ("we believe", "you leave", False),
+        ("turning", "burning", True),
+        ("love", "prove", False),
+        ("the rain", "again", True),  # one of its pronunciations
+        ("were", "there", False),  # our own reading of "were", not the dictionary's
+        ("eternity", "to die", False),
+        ("moonflower", "shower", False),  # not in the dictionary
+        ("a silver tern", "the beacons burn", False),
+        ("the day", "a day", False),
+        ('the "light"!', "at night--", True),
+        ("", "", False),
+    ],
+)
+def test_perfect_rhymes(a, b, perfect):
+    assert perfect_rhyme(a, b) is perfect_rhyme(b, a) is perfect
+    assert rhymes(a, b) or not perfect
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [(HAIKU, "haiku"), (LIMERICK, "limerick"), (COUPLET, "couplet"), (AABB, "quatrain"), (SONNET, "sonnet")],
+)
+def test_strict_forms(text, form):
+    verdict = judge(text, form)
+    assert verdict.strict is True and verdict.faults == ()
+    assert judge(text, "free").strict is None
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "faults"),
+    [
+        (LIMERICK.replace("and slow", "in snow"), "limerick", ("lines 1 and 5 end in the same word",)),
+        (LIMERICK.replace("When it", "And whenever it slowly"), "limerick", ("line 3 has 11 syllables, not 5 to 7",)),
+        (ABAB.replace("give away", "make us pay"), "quatrain", ()),
+        (ABAB.replace("away", "them back"), "quatrain", ("lines 2 and 4 do not rhyme",)),
+        (COUPLET.replace("nearly out", "what they love").replace("all about", "hard to prove"), "couplet",
+         ("lines 1 and 2 rhyme by licence only",)),
+        (COUPLET + "\n" + COUPLET, "couplet", ("it has 4 lines, not 2",)),
+        (COUPLET.replace("low,", "low, the lamp is very low,").replace("all about", "on"), "couplet",
+         ("line 1 has 16 syllables, not 6 to 12", "lines 1 and 2 do not rhyme")),
+        (SONNET.replace("fruit", "pears"), "sonnet", ("lines 2 and 4 do not rhyme",)),  # the other judge forgives it
+        (ABAB.replace("day;", "day;\n"), "quatrain", ("stanza 1 has 2 lines, not 4", "stanza 2 has 2 lines, not 4")),
+    ],
+)  # fmt: skip
+def test_strict_faults(text, form, faults):
+    verdict = judge(text, form)
+    assert verdict.faults == faults and verdict.strict is (not faults)
 
 
 @pytest.mark.parametrize("text", ["", "  \n \n", []])
 def test_empty_text(text):
     for form in (None, *FORMS):
         verdict = judge(text, form)
-        assert (verdict.keeps, verdict.score, verdict.lines) == (False, 0.0, ())
+        assert (verdict.keeps, bool(verdict.strict), verdict.score, verdict.lines) == (False, False, 0.0, ())
         assert verdict.reasons == ("it has no lines",)
 
 
@@ -271,36 +265,138 @@ def test_any_text_has_a_sound_verdict(text):
         verdict = judge(text, form)
         assert 0 <= verdict.score <= 1
         assert verdict.keeps == (not verdict.reasons)
+        assert (verdict.strict is None) == (verdict.form == "free")
+        assert verdict.keeps or not verdict.strict
 
 
-def test_training_verses_keep_their_forms():
-    if not VERSES.exists():
-        pytest.skip("src/iris/poetry/verses.jsonl is not written yet")
-    broken = []
-    for number, row in enumerate(VERSES.read_text("utf-8").splitlines(), 1):
-        dialogue = json.loads(row)
-        poems = [turn["value"] for turn in dialogue["conversations"] if turn["from"] == "gpt"]
-        for poem, form in zip(poems, dialogue["forms"], strict=True):
-            verdict = judge(poem, form)
-            if not verdict.keeps:
-                broken.append((number, form, verdict.reasons, poem))
-    assert not broken, f"{len(broken)} poems break their form; the first: {broken[:3]}"
+HEAD, *REST = HAIKU.split("\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "left_out"),
+    [
+        (" / ".join([HEAD, *REST]), []),
+        (" /\n".join([HEAD, *REST]), []),
+        ("\\n".join([HEAD, *REST]), []),
+        ("\n\n".join([HEAD, *REST]), []),
+        (HAIKU.replace("\n", "<br>\n"), []),
+        ("<h1>Rain</h1>\n<p>" + HAIKU.replace("\n", "<br/>") + "</p>", ["Rain"]),
+        (HAIKU.replace("and", "&amp;"), []),
+        ("---\nlayout: haiku\nauthor: A. Reader\n---\n" + HAIKU, []),
+        ("".join(f"{n}. {line}\n" for n, line in enumerate([HEAD, *REST], 1)), []),
+        ("> " + HAIKU.replace("\n", "\n> "), []),
+        (f"Rain\n\n{HAIKU}\n\n— A. Reader", ["Rain", "— A. Reader"]),
+        (f"# Rain\nby A. Reader\n\n{HAIKU}", ["Rain", "by A. Reader"]),
+        (f"IV.\n\n{HAIKU}\n-- Bashō, 1680", ["IV.", "-- Bashō, 1680"]),
+        (f"{HAIKU}\n\n* * *\n", []),
+        (HAIKU.replace("\n", "[1]\n") + "\n\n[1] a note", ["[1] a note"]),
+    ],
+)
+def test_what_is_no_verse_is_left_out(text, left_out):
+    verdict, found = judge_text(text, "haiku")
+    assert verdict.keeps and len(verdict.lines) == 3
+    assert found == left_out
+
+
+def test_a_first_line_that_the_form_needs_is_no_title():
+    assert judge_text(f"{HEAD}\n\n" + "\n".join(REST), "haiku")[1] == []
+    assert judge_text(COUPLET + "\n\n— and out", "free")[1] == ["— and out"]
+
+
+@pytest.mark.parametrize(
+    "text", ["ふるいけや\nかわずとびこむ", "Les sanglots longs des violons\nde l'automne blessent"]
+)
+def test_another_language_is_told(text):
+    with pytest.raises(InputError, match="English only"):
+        judge_text(text, None)
+
+
+def verdicts(path, capsys, **options):
+    """What `iris judge --json` prints for a file, and its error."""
+    told = ""
+    try:
+        judge_file(str(path), options.pop("form", None), True, **options)
+    except InputError as error:
+        told = str(error)
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()], told
+
+
+def test_rows_in_any_case_and_bad_rows_by_number(tmp_path, capsys):
+    rows = [
+        {"text": HAIKU, "form": "Haiku"},
+        {"lines": [HEAD, None], "form": "haiku"},
+        {"lines": [[HEAD]]},
+        {"text": HAIKU, "form": "villanelle"},
+        "not a poem",
+        {"lines": LIMERICK.replace("bashful and slow", "there in the snow").split("\n"), "form": " LIMERICK "},
+    ]
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    found, told = verdicts(path, capsys, strict=True)
+    assert [(one["form"], one["keeps"], one["strict"]) for one in found] == [
+        ("haiku", True, True),
+        ("limerick", True, False),
+    ]
+    assert found[1]["reasons"] == ["lines 1 and 5 end in the same word"]
+    for number, why in (
+        (2, "line 2 is null"),
+        (3, r'line 1 is ["Rain'),
+        (4, "unknown form 'villanelle'"),
+        (5, "neither"),
+    ):
+        assert f"row {number}: {why}" in told.replace("it has ", "")
+
+
+def test_encodings(tmp_path, capsys):
+    path = tmp_path / "poem.md"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        path.write_text(HAIKU.replace("kettle", "café"), encoding=encoding)
+        assert verdicts(path, capsys, form="HAIKU")[0][0]["keeps"]
+    for encoding in ("latin-1", "utf-16-le"):
+        path.write_text(HAIKU.replace("kettle", "café"), encoding=encoding)
+        assert verdicts(path, capsys)[1] == f"{path} is not UTF-8; save it as UTF-8"
+
+
+def test_the_judge_is_near_linear():
+    """A verdict on 2,000 lines takes about ten times as long as one on 200, not a hundred times."""
+    poems = [turn["value"] for row in read_verses("train") for turn in row["conversations"] if turn["from"] == "gpt"]
+    lines = "\n".join(poems).splitlines()[:2000]
+    judge(lines, "couplet")  # reads the words
+    took = []
+    for size in (200, 2000):
+        started = time.perf_counter()
+        judge(lines[:size], "couplet")
+        took.append(time.perf_counter() - started)
+    assert took[1] < 40 * took[0]
+
+
+def test_bundled_verses_keep_their_forms():
+    for row in read_verses("train") + read_verses("held_out"):
+        poems = [turn["value"] for turn in row["conversations"] if turn["from"] == "gpt"]
+        for poem, form in zip(poems, row["forms"], strict=True):
+            assert judge(poem, form).keeps, (form, judge(poem, form).reasons, poem)
 
 
 def test_public_poems_are_judged_as_labelled():
+    """Of those whose annotation fits the form's shape at least 85% keep it, and of no label more than 5% keep another
+    form. Couplets printed in stanzas of four lines are quatrains as well: they do not count as false accepts."""
     if not POEMS.exists():
         pytest.skip("the public poems are not beside this repository (../shared/data/poems/poems.jsonl.gz)")
-    found = verse_accuracy.measure(verse_accuracy.read(POEMS))
-    recall = {group: share for group, (share, _) in found["recall"].items()}
-    for group in ("limerick, five lines", "couplet, annotated, not in fours", "quatrain, annotated"):
-        assert recall[group] >= 0.85, (group, recall)
-    assert recall["sonnet, annotated, 14 lines"] >= 0.85
-    for (label, form), share in found["false"].items():
-        assert label == form or share <= 0.05, (label, form, share)
-
-
-def test_sonnet_schemes_hold_the_known_ones():
-    schemes = verse._sonnet_schemes()
-    for known in ("ABABCDCDEFEFGG", "ABBACDDCEFGEFG", "ABBACDDCEFEFEF", "ABBACDDCEFFEGG"):
-        assert known in schemes
-    assert not any(pattern.startswith("AABB") for pattern in schemes)
+    forms = [form for form in FORMS if FORMS[form].lines]
+    with gzip.open(POEMS, "rt", encoding="utf-8") as lines:
+        poems = [poem for line in lines if (poem := json.loads(line))["form"] in forms]
+    kept, false = defaultdict(list), defaultdict(list)
+    for poem in poems:
+        label, stanzas = poem["form"], "\n".join(line.strip() for line in poem["lines"]).strip("\n").split("\n\n")
+        sizes = [len(stanza.strip("\n").split("\n")) for stanza in stanzas if stanza.strip("\n")]
+        in_fours = label == "couplet" and set(sizes) == {4}
+        keeps = {form: judge(poem["lines"], form).keeps for form in forms}
+        length = {"limerick": 5, "sonnet": 14}.get(label, sum(sizes))
+        if (poem["rhyme"] or label == "limerick") and not in_fours and sum(sizes) == length:
+            kept[label].append(keeps[label])
+        for form in forms if not in_fours else ():
+            false[label, form].append(keeps[form])
+    for label in ("limerick", "couplet", "quatrain", "sonnet"):
+        assert sum(kept[label]) >= 0.85 * len(kept[label]) > 0, label
+    for (label, form), hits in false.items():
+        assert label == form or sum(hits) <= 0.05 * len(hits), (label, form)

@@ -1,80 +1,87 @@
-"""The Hub's many ways to say no, each as one sentence, and patience where patience helps."""
+"""Hugging Face's errors as one sentence each (`translate_errors`), and new tries where they help (`retry`)."""
 
-from __future__ import annotations
-
-import errno
-import functools
-import json
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from json import JSONDecodeError
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
-from .errors import InputError, RunError
+import httpx
+from huggingface_hub import HfApi, errors, get_session, snapshot_download
+from huggingface_hub.utils import parse_ratelimit_headers
 
-if TYPE_CHECKING:
-    import httpx
+from . import InputError, RunError
 
 T = TypeVar("T")
 
 WAITS = (1, 3, 9)  # seconds before the second, third and fourth try
 LONGEST_WAIT = 300  # the Hub counts requests in windows of five minutes
-TIMEOUT = 20  # seconds for the answer to one question
+TIMEOUT = 60  # seconds of silence after which a connection is given up
 NEEDED = ["*.json", "*.jinja", "*.model", "*.safetensors"]  # the files of a model that transformers reads
 
 
-class PassingError(RunError):
-    """A failure that may pass by itself; `seconds` is how long the Hub asks to wait, where it says so."""
+class TransientError(RunError):
+    """A failure that may pass by itself; `seconds` is how long the Hub asks to wait, 0 where it does not say."""
 
-    def __init__(self, message: str, seconds: float | None = None) -> None:
+    def __init__(self, message: str, seconds: float = 0) -> None:
         super().__init__(message)
         self.seconds = seconds
 
 
-def patiently(what: str, work: Callable[[], T], waits: tuple[float, ...] | None = None) -> T:
+TRANSIENT = (408, 409, 412, 429)  # answers of the Hub that may be another one next time, as those from 500 on
+# What helps where the Hub refuses something: by the class of the error, else by the HTTP status of the answer.
+HELP: dict[type | int, str] = {
+    errors.GatedRepoError: "it is gated: accept its terms on its page, then run `hf auth login`",
+    401: "check the name, or run `hf auth login` with a token that may use it",
+    402: "see https://huggingface.co/pricing",
+    403: "see what your token may do on https://huggingface.co/settings/tokens",
+    404: "check the name, or run `hf auth login` if it is private",
+    413: "export smaller quantizations",
+}
+
+
+def retry(what: str, work: Callable[[], T], waits: tuple[float, ...] | None = None) -> T:
     """work(), tried again where that helps: when the Hub limits requests, fails, breaks off or cannot be reached;
-    `waits` (WAITS) are the seconds before each new try. Ends as said_plainly does."""
+    `waits` (WAITS) are the seconds before each new try. Ends as translate_errors does."""
     for wait in (*(WAITS if waits is None else waits), None):
+        get_session().timeout = TIMEOUT  # huggingface_hub's own client would wait for a silent server for ever
         try:
-            with said_plainly(what):
+            with translate_errors(what):
                 return work()
-        except PassingError as error:
-            if wait is None or (error.seconds or 0) > LONGEST_WAIT:
+        except TransientError as error:
+            if wait is None or error.seconds > LONGEST_WAIT:
                 raise
-            pause = max(wait, error.seconds or 0)
+            pause = max(wait, error.seconds)
             print(f"{str(error).partition(';')[0]}; trying again in {pause:.0f} s", file=sys.stderr, flush=True)
         time.sleep(pause)
     raise AssertionError("the last try returns or raises")
 
 
-def revision(repo_id: str, repo_type: str = "model") -> str:
-    """The commit that is now the newest of a model or a dataset; where the Hub is out of reach, that of the copy kept
-    on this machine."""
-    from huggingface_hub import HfApi
+class _Api(HfApi):
+    """The client, but `resolve_revision`, which calls this and knows no timeout, does not wait for ever."""
 
-    api = HfApi()
-    # resolve_revision knows no timeout of its own, and would wait for a hanging server for ever
-    api.repo_info = functools.partial(api.repo_info, timeout=TIMEOUT)  # type: ignore[method-assign]
+    def repo_info(self, *args: Any, **options: Any) -> Any:
+        return super().repo_info(*args, **options, timeout=TIMEOUT)
+
+
+def revision(repo_id: str, repo_type: str = "model") -> str:
+    """The newest commit of a model or a dataset; where the Hub is out of reach, that of the copy on this machine."""
     what = f"the {'data set' if repo_type == 'dataset' else repo_type} {repo_id}"
-    return patiently(what, lambda: api.resolve_revision(repo_id, repo_type=repo_type).resolved)
+    return retry(what, lambda: _Api().resolve_revision(repo_id, repo_type=repo_type).resolved)
 
 
 def snapshot(repo_id: str, commit: str) -> Path:
-    """Bring the configuration, tokenizer and weights of a model's commit into the local cache; returns their folder.
-
-    To be called before transformers loads them: it takes a file that the Hub fails to deliver for one that is not
-    there, and goes on with another tokenizer. What lies in the cache it does not ask for."""
-    from huggingface_hub import snapshot_download
-
-    download = functools.partial(snapshot_download, allow_patterns=NEEDED, ignore_patterns=["original/*"])
-    return Path(patiently(f"the model {repo_id}", lambda: download(repo_id, revision=commit)))
+    """Bring the files of a model's commit into the local cache, where they are not there yet; returns their folder.
+    (transformers takes a file that the Hub fails to deliver for one that is not there.)"""
+    options: dict[str, Any] = {"allow_patterns": NEEDED, "ignore_patterns": ["original/*"]}
+    return Path(retry(f"the model {repo_id}", lambda: snapshot_download(repo_id, revision=commit, **options)))
 
 
 @contextmanager
-def said_plainly(what: str) -> Iterator[None]:
+def translate_errors(what: str) -> Iterator[None]:
     """Turn what huggingface_hub, datasets and transformers raise while loading `what` into one sentence: InputError
     where the user can mend it (gated, missing, damaged), RunError where the network or the Hub is at fault."""
     try:
@@ -82,108 +89,47 @@ def said_plainly(what: str) -> Iterator[None]:
     except (InputError, RunError):
         raise
     except Exception as error:
-        raise _plain(what, error) from None
+        raise _translate(what, error) from None
 
 
-def _plain(what: str, error: Exception) -> InputError | RunError:
-    import httpx
-    from huggingface_hub.errors import LocalEntryNotFoundError, LocalTokenNotFoundError, OfflineModeIsEnabled
-
-    chain = list(_chain(error))
-    for cause in chain:
-        # an answer of the Hub, wherever in the chain, says more than what the clients made of it
-        if isinstance(response := getattr(cause, "response", None), httpx.Response) and response.status_code >= 400:
-            return _refusal(what, response)
-    for cause in chain:
-        if isinstance(cause, LocalTokenNotFoundError):
-            return InputError(f"{what} needs a Hugging Face token; run `hf auth login` or set HF_TOKEN")
-        if isinstance(cause, OfflineModeIsEnabled):
-            return RunError(f"the Hub cannot be reached for {what}; unset HF_HUB_OFFLINE or give a local copy")
-        if isinstance(cause, httpx.LocalProtocolError):  # raised before anything is sent
-            return InputError("your Hugging Face token cannot be sent as it is; run `hf auth login` again")
-        if isinstance(cause, (LocalEntryNotFoundError, httpx.TransportError, ConnectionError)):
-            return PassingError(f"the Hub cannot be reached for {what}; go online or give a local copy")
-        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-            return RunError(f"the disk is full, {what} does not fit; free some space or set HF_HOME to another disk")
-    if isinstance(error, json.JSONDecodeError) or "Consistency check failed" in str(error):
-        return PassingError(f"the Hub's answer about {what} was broken; try again in a while")
-    if "LFS batch API returned errors" in str(error):  # the reasons stand on the lines below
-        told = re.sub(r"hf_\w+", "hf_...", str(error).splitlines()[-1])
-        return InputError(f"the Hub does not take a file of {what}: {told}")
-    told = _first_line(error)
-    match type(
-        error
-    ).__name__:  # datasets keeps the answer to itself; its classes are not imported for their names only
-        case "DatasetNotFoundError":
-            return _gated(what) if "gated" in told else _absent(what)
-        case "DataFilesNotFoundError" | "EmptyDatasetError":
-            return InputError(f"{what} holds no data file that can be read; choose another data set")
-        case "DatasetGenerationError":
-            why = _first_line(chain[-1])
-            return InputError(f"{what} has a file that cannot be read ({why}); choose another data set")
-    kind = InputError if isinstance(error, (FileNotFoundError, ValueError)) else RunError
-    return kind(f"{what} could not be loaded: {told}")
+def _translate(what: str, error: Exception) -> InputError | RunError:
+    causes: list[BaseException] = [error]
+    while (below := causes[-1].__cause__ or causes[-1].__context__) and below not in causes:
+        causes.append(below)
+    # the Hub's own answer, however deep it lies, says more than what the clients made of it
+    for cause in sorted(causes, key=lambda each: not isinstance(each, errors.HfHubHTTPError)):
+        match cause:
+            case errors.HfHubHTTPError():
+                return _translate_answer(what, cause)
+            case errors.LocalTokenNotFoundError() | httpx.LocalProtocolError():  # a token that cannot be sent
+                return InputError(f"{what} needs a good Hugging Face token; run `hf auth login` or set HF_TOKEN")
+            case errors.OfflineModeIsEnabled():
+                return RunError(f"the Hub cannot be reached for {what}; unset HF_HUB_OFFLINE or give a local copy")
+            case httpx.TransportError() | errors.LocalEntryNotFoundError() | ConnectionError():
+                return TransientError(f"the Hub cannot be reached for {what}; go online or give a local copy")
+    if isinstance(error, JSONDecodeError):
+        return TransientError(f"the Hub's answer about {what} was broken; try again in a while")
+    mendable = any(isinstance(cause, (FileNotFoundError, ValueError)) for cause in causes)
+    kind = InputError if mendable else RunError
+    return kind(f"{what} could not be loaded: {readable(str(error.__cause__ or error) or repr(error))}")
 
 
-def _refusal(what: str, response: httpx.Response) -> InputError | RunError:
-    status, code = response.status_code, response.headers.get("X-Error-Code")
-    if code == "GatedRepo":
-        return _gated(what)
-    if code == "EntryNotFound":
-        missing = response.url.path.rpartition("/")[2]
-        return InputError(f"{what} lacks the file {missing}; choose another, or mend it on the Hub")
-    if code == "RevisionNotFound":
-        return InputError(f"{what} no longer has the commit that was asked for; check its history on the Hub")
-    if status == 401 and "Invalid credentials" in response.headers.get("X-Error-Message", ""):
-        return InputError("the Hub refuses your token (401); run `hf auth login` with a new one, or unset HF_TOKEN")
-    if status in (401, 404):
-        return _absent(what)
-    if status == 403:
-        return InputError(
-            f"your token may not use {what} (403); give it that right on https://huggingface.co/settings/tokens"
-        )
-    if status == 429:
-        seconds = _asked_wait(response)
-        how_long = f"{seconds:.0f} seconds" if seconds else "a few minutes"
-        return PassingError(f"the Hub is limiting requests (429) for {what}; wait {how_long} and go on", seconds)
-    if status == 402:
-        return InputError(f"{what} needs a paid plan or more storage (402); see https://huggingface.co/pricing")
-    if status in (409, 412):
-        return PassingError(f"somebody else is changing {what} ({status}); try again in a while")
-    if status == 413:
-        return InputError(f"{what} has a file larger than the Hub takes (413); export smaller quantizations")
-    if status >= 500 or status == 408:
-        return PassingError(f"the Hub failed ({status}) on {what}; try again in a while", _asked_wait(response))
-    return RunError(f"the Hub did not accept what was asked about {what} ({status}); update Iris, or report this")
+def _translate_answer(what: str, error: errors.HfHubHTTPError) -> InputError | RunError:
+    status, headers = error.response.status_code, error.response.headers
+    reason = f"{status}: {readable(error.server_message or error.response.reason_phrase)}"
+    if status in TRANSIENT or status >= 500:
+        limit, after = parse_ratelimit_headers(headers), headers.get("Retry-After", "")
+        seconds = int(after) if after.isdigit() else 0
+        if limit and limit.remaining == 0:
+            seconds = limit.reset_in_seconds
+        wait = f"{seconds} seconds" if seconds else "a few minutes"
+        return TransientError(f"the Hub failed on {what} ({reason}); wait {wait} and go on", seconds)
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        what = f"{Path(error.response.url.path).name} of {what}"
+    advice = HELP.get(type(error)) or HELP.get(status, "mend that, or report it")
+    return InputError(f"the Hub refuses {what} ({reason}); {advice}")
 
 
-def _absent(what: str) -> InputError:
-    return InputError(f"{what} is not on the Hub, or is private; check the name, or run `hf auth login`")
-
-
-def _gated(what: str) -> InputError:
-    return InputError(f"{what} is gated: accept its terms on its page, then run `hf auth login`")
-
-
-def _asked_wait(response: httpx.Response) -> float | None:
-    from huggingface_hub.utils import parse_ratelimit_headers
-
-    if (limit := parse_ratelimit_headers(response.headers)) and limit.remaining == 0:
-        return float(limit.reset_in_seconds)
-    after = response.headers.get("Retry-After", "")
-    return float(after) if after.isdigit() else None
-
-
-def _first_line(error: BaseException) -> str:
-    """The first line of what an error says; a token in it is made unreadable."""
-    line = next((line for line in str(error).splitlines() if line.strip()), repr(error))
-    return re.sub(r"hf_\w+|(?<=Bearer )\S+", "hf_...", line)
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        yield cause
-        cause = cause.__cause__ or cause.__context__
+def readable(text: str) -> str:
+    """`text` on one line, at most 120 characters, with any token in it made unreadable."""
+    return re.sub(r"hf_\w+|(?<=Bearer )\S+", "hf_...", " ".join(text.split()))[:120]

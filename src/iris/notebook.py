@@ -4,23 +4,33 @@ What one of these functions has finished is kept and used again: a notebook that
 the top and without a changed cell.
 """
 
-from __future__ import annotations
-
+import html
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from IPython.display import HTML, Image, Markdown, display
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, TrainerCallback
 
-from . import checkpoints, hardware, hub, push, record
-from . import recipe as recipes
-from .errors import InputError, RunError
-from .evaluate import METRIC
-from .recipe import Recipe
+from . import InputError, RunError, hub, recipe, record
+from .data import template
+from .evaluate.tasks import DEFAULT
+from .model import hardware
+from .model.load import resolve
+from .poetry import poet
+from .poetry.forms import judge
+from .train import checkpoints, fit
+
+REDRAW = 10.0  # seconds between two pictures of the loss
+THEMES = {"haiku": "the last train home", "limerick": "a baker who overslept", "free": "my grandmother's radio"}
+SAMPLING = {"do_sample": True, "temperature": 0.7, "repetition_penalty": 1.1, "max_new_tokens": 96}  # as poet.py does
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,7 @@ class Choices:
     """What to do here: the recipe, its budget in minutes, the run's folder, the tasks to evaluate, and the trials of a
     sweep. Without a GPU the last two are few."""
 
-    recipe: Recipe
+    recipe: recipe.Recipe
     minutes: float | None
     out: Path
     tasks: list[str]
@@ -56,77 +66,133 @@ def choices(
     "drive" for Google Drive on Colab, USER/NAME for a private repository of checkpoints on the Hub as well."""
     from huggingface_hub import get_token
 
-    on_gpu, token = hardware.device() == "cuda", bool(get_token())
+    on_gpu, token, folder = hardware.device() == "cuda", bool(get_token()), Path("runs")
     if model == "auto":
         model = "llama-3.2-1b" if on_gpu and token else "smollm2"
-    out = (_drive() if keep == "drive" else Path("runs")) / name
+    if keep == "drive":
+        try:
+            from google.colab import drive
+        except ImportError:
+            raise InputError('keep="drive" is for Colab only; choose "" or USER/NAME here') from None
+        drive.mount("/content/drive")
+        folder = Path("/content/drive/MyDrive/iris")
     taste = not on_gpu and not minutes
-    settings = [f"max_steps={steps}", "batch_size=1", "save_steps=4"] if taste else ["save_steps=50"]
+    length: dict[str, Any] = {"max_steps": steps, "batch_size": 1, "save_steps": 4} if taste else {"save_steps": 50}
     hub_too = keep if "/" in keep else None
-    asked = recipes.make(settings, model=model, method=method, data=data, push_checkpoints=hub_too)
+    asked = recipe.make(model=model, method=method, data=data, push_checkpoints=hub_too, **length)
     if asked.four_bit and not on_gpu:
         raise InputError("qlora needs a GPU; choose lora16 or dora here")
-    print(f"{model}, {method} on {data}, on {hardware.device_name()}; kept in {out}")
+    print(f"{model}, {method} on {data}, on {hardware.device_name()}; kept in {folder / name}")
     if taste:
         print(f"no GPU here: a taste of {steps} steps of one sequence; choose some minutes (30, say) for more")
     if on_gpu and not token:
         print("no Hugging Face token here: for Llama accept its licence on the Hub and add the secret HF_TOKEN")
-    tasks = list(METRIC) if on_gpu else ["poetry_verses"]
-    return Choices(asked, minutes or None, out, tasks, 12 if on_gpu else 3)
-
-
-def _drive() -> Path:
-    try:
-        from google.colab import drive
-    except ImportError:
-        raise InputError('keep="drive" is for Colab only; choose "" or USER/NAME here') from None
-    drive.mount("/content/drive")
-    return Path("/content/drive/MyDrive/iris")
+    tasks = list(DEFAULT) if on_gpu else ["poetry_verses"]
+    return Choices(asked, minutes or None, folder / name, tasks, 12 if on_gpu else 3)
 
 
 def train(chosen: Choices) -> record.Record:
     """The finished run: trained now, gone on with where it was cut off, or as it lies there. Shows the loss curve
-    meanwhile. Errors as of `train.fit`."""
-    from huggingface_hub import HfApi
-
-    out, path = chosen.out, chosen.out / "record.json"
-    if (kept := chosen.recipe.push_checkpoints) and not path.exists():
-        make = partial(HfApi().create_repo, kept, private=True, exist_ok=True)
-        hub.patiently(f"the checkpoint repository {kept}", make)
-        push.fetch_last(kept, out)
-    if path.exists():
-        earlier = record.read(path)
-        if earlier.status == "finished" and (out / "adapter").exists():  # one fetched from the Hub is its checkpoint
-            if changed := recipes.changes(chosen.recipe, earlier.recipe or {}):
-                raise InputError(f"{out} holds a run with another {', '.join(changed)}; choose another name")
-            print(f"{out} holds this run, finished; choose another name to train anew")
-            show(out / "loss.png")
-            return earlier
-        if not checkpoints.last(out):
-            shutil.rmtree(out)  # cut off before its first checkpoint
-    from .live import Live  # loads all that trains; a finished run needs none of it
-    from .train import fit
-
-    live = Live(out)
-    result = fit(chosen.recipe, out, resume=path.exists(), minutes=chosen.minutes, callbacks=[live])
+    meanwhile. Errors as of `fit.fit`."""
+    kept, path = chosen.recipe.push_checkpoints, chosen.out / "record.json"
+    if kept and not path.exists():
+        chosen.out.mkdir(parents=True, exist_ok=True)
+        checkpoints.Keeper(kept, chosen.out).fetch()
+    live = Live(chosen.out)
+    result = fit.fit(chosen.recipe, chosen.out, resume=path.exists(), minutes=chosen.minutes, callbacks=[live])
     live.show()
     return result
 
 
+class Live(TrainerCallback):
+    """Shows the loss curve while training goes on, each picture in the place of the one before."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.shown = 0.0  # when, by time.monotonic()
+
+    def show(self) -> None:
+        if (picture := self.out / "loss.png").exists():
+            display(Image(filename=str(picture)), display_id=str(self.out), update=self.shown > 0)
+            self.shown = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        losses = [entry for entry in state.log_history if "loss" in entry]
+        if len(losses) > 1 and time.monotonic() > self.shown + REDRAW:
+            fit.draw_losses(losses, self.out / "loss.png", f"{state.global_step} of {state.max_steps} steps")
+            self.show()
+
+
+def before_and_after(chosen: Choices, *prompts: str, seed: int = 7) -> str:
+    """What the base and its tuned model answer to the prompts, as a table in HTML; without any, poems by both, each
+    with what the judge says of its form. Written with transformers: no GGUF is needed, and any device will do."""
+    source = resolve(chosen.recipe.model)
+    tokenizer: Any = template.load_tokenizer(source.path, source.hub_revision)
+    tokenizer.padding_side = "left"
+    dtype, device = hardware.dtype(hardware.precision("auto")), hardware.device()
+    base: Any = AutoModelForCausalLM.from_pretrained(source.path, revision=source.hub_revision, dtype=dtype)
+    both = PeftModel.from_pretrained(base.to(device), str(chosen.out / "adapter")).eval()
+    asked = dict.fromkeys(prompts, "") or {poet.Wish(theme, form).request(): form for form, theme in THEMES.items()}
+    talks = [[{"role": "user", "content": prompt}] for prompt in asked]
+    ids = [template.encode(tokenizer, talk, add_generation_prompt=True).input_ids for talk in talks]
+    batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(device)
+
+    def write() -> list[str]:
+        torch.manual_seed(seed)
+        written = both.generate(**batch, **SAMPLING)[:, batch["input_ids"].shape[1] :]
+        cells = []
+        texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+        for form, text in zip(asked.values(), texts, strict=True):
+            cell = html.escape(text.strip()).replace("\n", "<br>")
+            if form:
+                verdict = judge(text.strip(), form)
+                told = "keeps its form" if verdict.keeps else verdict.reasons[0]
+                cell += f"<br><i>({html.escape(told)})</i>"
+            cells.append(f'<td style="text-align:left; vertical-align:top">{cell}</td>')
+        return cells
+
+    with both.disable_adapter():
+        before = write()
+    rows = [f'<tr><th style="text-align:left">{html.escape(prompt)}</th>' for prompt in asked]
+    body = "</tr>".join(map("".join, zip(rows, before, write(), strict=True)))
+    return f"<table><tr><th></th><th>before</th><th>after</th></tr>{body}</tr></table>"
+
+
+def iris(*words: object) -> None:
+    """Run a verb in a fresh process, as evaluations want it. RunError says what went wrong there."""
+    command = [sys.executable, "-m", "iris", *map(str, words)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    told = "iris was killed"
+    try:
+        for line in process.stderr or []:  # progress bars among them
+            if line.startswith("iris: "):
+                told = line.removeprefix("iris: ").strip()
+            elif line.endswith((": running\n", "settings\n")):
+                print(line, end="", flush=True)
+        if process.wait():
+            raise RunError(told)
+    finally:
+        process.terminate()
+
+
+def evaluate(chosen: Choices, limit: int = 0) -> tuple[Path, Path]:
+    """The records of the base and of the run, of `limit` items a task if it is above 0. Errors as of `iris`."""
+    words = ["--model", chosen.recipe.model, "--adapter", chosen.out / "adapter", "--tasks", ",".join(chosen.tasks)]
+    iris("evaluate", *words, "--out", chosen.results, *(["--limit", limit] if limit else []))
+    return chosen.results / "base.json", chosen.results / f"{chosen.out.name}.json"
+
+
 def speed(chosen: Choices, methods: str) -> str:
     """A table of training speed and memory by method (comma-separated, "all"), 30 steps or those of the choices, each
-    in a process of its own. RunError names the one that failed, and why."""
-    known = [method for method in recipes.METHODS if method != "qlora" or hardware.device() == "cuda"]
-    steps = chosen.recipe.max_steps if chosen.recipe.max_steps > 0 else 30
+    in a process of its own. Errors as of `iris`."""
+    asked = chosen.recipe
+    known = [method for method in recipe.METHODS if method != "qlora" or hardware.device() == "cuda"]
+    words = ["--model", asked.model, "--data", asked.data, "--batch-size", asked.batch_size]
+    words += ["--max-steps", asked.max_steps if asked.max_steps > 0 else 30]
     lines = ["| method | tokens/s | seconds a step | peak memory (GB) | precision |", "| - | - | - | - | - |"]
     for method in known if methods == "all" else methods.split(","):
         with tempfile.TemporaryDirectory() as scratch:
-            command = [sys.executable, "-m", "iris", "train", "--method", method, "--out", f"{scratch}/run"]
-            command += ["--model", chosen.recipe.model, "--data", chosen.recipe.data, "--max-steps", str(steps)]
-            command += ["--set", f"batch_size={chosen.recipe.batch_size}"]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise RunError(f"{method} failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
+            iris("train", "--method", method, *words, "--out", f"{scratch}/run")
             run = record.read(f"{scratch}/run/record.json")
         got = run.measures
         numbers = f"{got['steady_tokens_per_s']:,.0f} | {got['step_seconds']:.2f} | {got['peak_memory_gb']:.1f}"
@@ -137,7 +203,7 @@ def speed(chosen: Choices, methods: str) -> str:
 
 def export(chosen: Choices, quant: str = "q8_0") -> Path:
     """The folder exports/NAME-DIGEST-QUANT of the finished run (never on Drive, which large files break); made once."""
-    from .export import export
+    from .export.export import export
 
     folder = Path("exports") / f"{chosen.out.name}-{record.folder_digest(chosen.out / 'adapter')[:8]}-{quant}"
     folder.parent.mkdir(exist_ok=True)
@@ -146,25 +212,26 @@ def export(chosen: Choices, quant: str = "q8_0") -> Path:
     return folder
 
 
-def publish(chosen: Choices, exported: Path, repo: str, space: str, public: bool = False) -> None:
+def publish(chosen: Choices, exported: Path, repo: str, space: str, hardware: str, public: bool = False) -> None:
     """Publish an exported folder, with its evaluations if there are any, and show the Space's address. Without a
     `repo` a dry run: what would be pushed is written beside `exported`. Errors as of `publish.publish`."""
     from huggingface_hub import constants, hf_hub_download
 
-    from .publish import publish
+    from .publish.publish import publish
 
     base = record.read(exported / "record.json").model["id"]
-    dry_run, licence = None, None
+    options: dict[str, Any] = {"hardware": hardware, "public": public, "results": chosen.results}
     if base.startswith("meta-llama/"):
-        with hub.said_plainly(f"the licence of {base}"):
-            licence = Path(hf_hub_download(base, "LICENSE.txt"))
+        with hub.translate_errors(f"the licence of {base}"):
+            options["licence"] = Path(hf_hub_download(base, "LICENSE.txt"))
+    told = "The room opens in some minutes"
     if not repo:
-        dry_run = exported.with_name(f"{exported.name}-dry-run")
-        shutil.rmtree(dry_run, ignore_errors=True)
-        repo, space = "USER/Llama-Iris" if licence else "USER/Iris", "USER/Iris"
-    publish(exported, repo, space or None, public, dry_run, chosen.results, licence)
+        options["dry_run"] = folder = exported.with_name(f"{exported.name}-dry-run")
+        shutil.rmtree(folder, ignore_errors=True)
+        repo, space = "USER/Llama-Iris" if "licence" in options else "USER/Iris", "USER/Iris"
+        told = f"Nothing was sent, see {folder}. With your own names"
+    publish(exported, repo, space or None, **options)
     if space:
-        told = f"Nothing was sent, see {dry_run}. With your own names" if dry_run else "The room opens in some minutes"
         show(f"{told}: {constants.ENDPOINT}/spaces/{space}")
 
 

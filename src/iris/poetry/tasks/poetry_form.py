@@ -4,12 +4,11 @@ Each score of a request is the mean over its samples, so that the standard error
 one request are not independent.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import defaultdict
 from functools import lru_cache
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +16,28 @@ from datasets import Dataset
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 
+from iris.poetry.forms import FORMS, ends_sentence, ends_weakly, judge
 from iris.poetry.sound import rhymes
-from iris.poetry.verse import Verdict, judge
 from iris.poetry.verses import read_verses
 
 CUT = "\x17"  # "end of transmission block": the last token of a text that ran into the length limit
 NEAR_COPY = 8  # words in a row that a training poem has too
 HEARD = 4  # lines within which a rhyme is heard
 
-# Share of the lines that must rhyme, at the least: an ABCB quatrain rhymes in half of them.
-RHYMING = {"limerick": 1.0, "couplet": 1.0, "sonnet": 1.0, "quatrain": 0.5}
-# Syllables (fewest, most) of each line, where the form asks for a metre.
-METRE = {
-    "haiku": [(5, 5), (7, 7), (5, 5)],
-    "limerick": [(7, 10), (7, 10), (5, 7), (5, 7), (7, 10)],
-    "sonnet": [(9, 11)] * 14,
-}
+METRE = ("haiku", "limerick", "sonnet")  # the forms whose syllables are a score of their own
 _ROLE = "(user|human|assistant|system|prompt|instruction)"
 ROLES = re.compile(rf"^\W*{_ROLE}\W*$|^{_ROLE}:", re.IGNORECASE | re.MULTILINE)
 
 
-def load(**_: Any) -> dict[str, Dataset]:
-    """The requests: {"request", "form", "theme"}, the six forms in turn."""
-    lines = Path(__file__).with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
+def load(name: str = "poetry_form", **_: Any) -> dict[str, Dataset]:
+    """The requests of NAME.jsonl: {"request", "form", "theme"}."""
+    lines = Path(__file__).with_name(f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     return {"test": Dataset.from_list([json.loads(line) for line in lines])}
 
 
 class PoetryForm(ConfigurableTask):
-    """A generation task that can tell a text which ended by itself from one that ran into the length limit.
-
-    lm-eval hands over text without special tokens. So the token at the length limit is forced to be CUT (transformers'
-    `forced_eos_token_id`): a text ends in it if and only if the model had not ended by then.
-    """
+    """A generation task that can tell a text which ended by itself: the token at the length limit is forced to be CUT
+    (transformers' `forced_eos_token_id`), as lm-eval hands over text without special tokens."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
@@ -66,50 +55,45 @@ class PoetryForm(ConfigurableTask):
 
 
 def process_results(doc: dict[str, Any], results: list[list[str]]) -> dict[str, float]:
-    """The mean of each score over the samples of one request; rhyme and metre where the form asks for them."""
+    """The mean of each score over the samples of one request; rhyme and metre where the form asks for them, keeps where
+    there is something to keep: any two lines are free verse, and would flatter the mean over all requests."""
     scored = [score(text, doc["form"]) for text in results[0]]
-    return {name: sum(each[name] for each in scored) / len(scored) for name in scored[0]}
+    names = [name for name in scored[0] if name != "keeps" or FORMS[doc["form"]].lines]
+    return {name: sum(each[name] for each in scored) / len(scored) for name in names}
 
 
 def score(text: str, form: str) -> dict[str, float]:
-    """All scores of one text, as written: a preface or an afterword counts as lines of the poem."""
+    """All scores of one text, as written: a preface or an afterword counts as lines of the poem. strict, rhyme and
+    metre only where the form asks for them."""
     poem = text.removesuffix(CUT).strip()
-    verdict = judge(poem, form)
+    verdict, asked = judge(poem, form), FORMS[form]
     lines = [line.text for line in verdict.lines]
     words = re.findall(r"[\w']+", poem.lower())
+    pairs = list(pairwise(words))
     copied = longest_copy(words)
+    ended = not text.endswith(CUT)
     scores = {"keeps": float(verdict.keeps), "form_score": verdict.score}
-    if form in RHYMING:
-        scores["rhyme"] = min(1.0, rhyming_share(lines) / RHYMING[form])
-    if form in METRE:
-        scores["metre"] = metre_share(verdict, METRE[form])
+    if verdict.strict is not None:
+        scores["strict"] = float(verdict.strict and ended)
+    if asked.schemes:  # the share of lines that rhyme with one near them, of those that should
+        near = [(i, j) for i in range(len(lines)) for j in range(i + 1, min(i + 1 + HEARD, len(lines)))]
+        rhymed = {line for pair in near if rhymes(lines[pair[0]], lines[pair[1]]) for line in pair}
+        should = min(sum(scheme.count(letter) > 1 for letter in scheme) / len(scheme) for scheme in asked.schemes)
+        scores["rhyme"] = min(1.0, len(rhymed) / max(1, len(lines)) / should)
+    if form in METRE:  # the share of lines, present or wanted, that have the syllables the form asks for
+        both = zip(verdict.lines, asked.metre, strict=False)
+        fits = [any(low <= count <= high for count in line.syllables) for line, (low, high) in both]
+        scores["metre"] = sum(fits) / max(len(lines), len(asked.metre))
     return scores | {
-        "ended": float(not text.endswith(CUT)),
+        "ended": float(ended),
+        "weak_ends": sum(map(ends_weakly, lines)) / max(1, len(lines)),
+        "broken_ends": float(not ends_sentence(poem)),
         "both_sides": float(bool(ROLES.search(poem))),
         "looped": float(loops(lines, words)),
-        "distinct_2": distinct(words, 2),
+        "distinct_2": len(set(pairs)) / len(pairs) if pairs else 0.0,  # Li et al. 2016, of one text
         "longest_copy": float(copied),
         "near_copy": float(copied >= NEAR_COPY),
     }
-
-
-def rhyming_share(lines: list[str]) -> float:
-    """Share of the lines that rhyme with one near them; the same word again is no rhyme."""
-    rhymed: set[int] = set()
-    for i, line in enumerate(lines):
-        for j in range(i + 1, min(i + 1 + HEARD, len(lines))):
-            if rhymes(line, lines[j]):
-                rhymed |= {i, j}
-    return len(rhymed) / len(lines) if lines else 0.0
-
-
-def metre_share(verdict: Verdict, pattern: list[tuple[int, int]]) -> float:
-    """Share of the lines, present or wanted, that have the syllables the form asks for."""
-    fits = [
-        any(low <= count <= high for count in line.syllables)
-        for line, (low, high) in zip(verdict.lines, pattern, strict=False)
-    ]
-    return sum(fits) / max(len(verdict.lines), len(pattern))
 
 
 def loops(lines: list[str], words: list[str]) -> bool:
@@ -124,36 +108,22 @@ def loops(lines: list[str], words: list[str]) -> bool:
     )
 
 
-def distinct(words: list[str], n: int) -> float:
-    """Distinct n-grams over n-grams (Li et al. 2016), of one text; 0 if it has none."""
-    grams = list(zip(*(words[i:] for i in range(n)), strict=False))
-    return len(set(grams)) / len(grams) if grams else 0.0
-
-
 @lru_cache
-def _training_poems() -> tuple[list[list[str]], dict[tuple[str, str], list[tuple[int, int]]]]:
-    """The words of each training poem, and where in them each pair of words stands (poem, position)."""
-    poems = [
-        re.findall(r"[\w']+", turn["value"].lower())
-        for row in read_verses("train")
-        for turn in row["conversations"]
-        if turn["from"] == "gpt"
-    ]
+def _training_places() -> dict[tuple[str, str], list[tuple[list[str], int]]]:
+    """Where each pair of words stands in the training poems: the words of a poem, and the place among them."""
     places = defaultdict(list)
-    for number, poem in enumerate(poems):
-        for position in range(len(poem) - 1):
-            places[poem[position], poem[position + 1]].append((number, position))
-    return poems, dict(places)
+    for row in read_verses("train"):
+        for poem in (re.findall(r"[\w']+", turn["value"].lower()) for turn in row["conversations"][1::2]):
+            for place, pair in enumerate(pairwise(poem)):
+                places[pair].append((poem, place))
+    return dict(places)
 
 
 def longest_copy(words: list[str]) -> int:
     """Words of the longest run (two or more) that a training poem has as well; 0 if none."""
-    poems, places = _training_poems()
     longest = 0
-    for start in range(len(words) - 1):
-        for number, position in places.get((words[start], words[start + 1]), []):
-            poem, length = poems[number], 2
-            while words[start + length : start + length + 1] == poem[position + length : position + length + 1] != []:
-                length += 1
-            longest = max(longest, length)
+    for start, pair in enumerate(pairwise(words)):
+        for poem, place in _training_places().get(pair, []):
+            both = zip(words[start:], poem[place:], strict=False)
+            longest = max(longest, sum(1 for _ in takewhile(lambda two: two[0] == two[1], both)))
     return longest

@@ -1,7 +1,5 @@
 """What poetry_verses.yaml needs beyond YAML: its data, its requests and its standard error."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
@@ -19,12 +17,8 @@ def load(**_: Any) -> dict[str, Dataset]:
 
 
 class PoetryVerses(ConfigurableTask):
-    """A loglikelihood task whose score is the poem's alone.
-
-    A chat template ends in white space (ChatML's "assistant\\n"), which lm-eval moves from the context to the
-    continuation. Scored with the poem it would be a part of the poem's bits, so it is scored once more by itself and
-    taken off again.
-    """
+    """A loglikelihood task whose score is the poem's alone: the white space in which a chat template ends, and which
+    lm-eval moves from the context to the continuation, is scored by itself and taken off again."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config={key: value for key, value in config.items() if key != "class"})

@@ -1,0 +1,236 @@
+"""Grow poems on a GPU: a model that was taught to land on end words writes thousands, line by line, for others to learn
+from.
+
+    python bench/grow.py --adapter runs/planner/adapter --count haiku=3000,couplet=2000 --out grown.jsonl.gz
+
+Themes are those of the bundled verses; plans are drawn by how near their words are to the theme under the base. Of the
+drafts of a line that land on its word, in the form's syllables, the one stays that the same model finds likeliest
+without the plan. Where none lands, the line before is written again. At the end the poems that the base finds most
+natural stay (fewest bits a byte), of each form `--keep` of them, none with a line of another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import math
+import random
+import re
+import time
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from iris.model import hardware, load
+from iris.poetry import plan
+from iris.poetry.forms import FORMS, ends_sentence, judge
+from iris.poetry.sound import last_word, line_syllables
+from iris.poetry.verses import read_verses
+
+DRAFTS = {"haiku": 12, "limerick": 8, "couplet": 6, "quatrain": 6, "sonnet": 12}
+RETURNS = {"haiku": 3, "limerick": 3, "couplet": 2, "quatrain": 2, "sonnet": 8}  # lines that may be written again
+LINE_TOKENS, ROWS = 28, 12_288  # the longest line, and how many are written at once
+TEMPERATURE, TOP_P, TOP_K = 0.8, 0.92, 64
+
+
+@dataclass
+class Growing:
+    """A poem at work: its theme and request, its end words, the lines it has and how often it may still go back."""
+
+    theme: str
+    request: str
+    words: list[str]
+    returns: int
+    lines: list[str] = field(default_factory=list)
+
+
+def lands(line: str, ended: bool, form: str, words: list[str], before: list[str]) -> bool:
+    """Whether a draft is the next line: it ends in its word, in the form's syllables, and says nothing twice."""
+    number = len(before)
+    low, high = FORMS[form].metre[number]
+    last = number + 1 == len(words)
+    said = re.findall(r"[a-z']+", line.lower())
+    return (
+        last_word(line) == words[number]
+        and ended == last
+        and (not last or ends_sentence(line))
+        and any(low <= count <= high for count in line_syllables(line))
+        and len(said) > 1
+        and 4 * len(set(said)) >= 3 * len(said)
+        and line.lower() not in [other.lower() for other in before]
+        and line.isascii()
+    )
+
+
+def loops(poem: str) -> bool:
+    """Whether more than a fifth of its pairs of words come again."""
+    pairs = list(pairwise(re.findall(r"[a-z']+", poem.lower())))
+    return len(set(pairs)) < 0.8 * len(pairs)
+
+
+class Writer:
+    """Base, adapter and tokenizer on the GPU."""
+
+    def __init__(self, model: str, adapter: Path) -> None:
+        source = load.resolve(model)
+        self.tokenizer = AutoTokenizer.from_pretrained(source.path)
+        read: dict[str, Any] = {"dtype": torch.bfloat16, "use_safetensors": True}
+        models: Any = AutoModelForCausalLM
+        self.base = models.from_pretrained(source.path, **read).to(hardware.device()).eval()
+        adapted: Any = PeftModel.from_pretrained(models.from_pretrained(source.path, **read), adapter)
+        self.tuned = adapted.merge_and_unload().to(hardware.device()).eval()
+        self.end = self.tokenizer.eos_token_id
+        breaks = {i for token, i in self.tokenizer.get_vocab().items() if token and set(token) == {"Ċ"}}
+        self.stops = torch.tensor(sorted(breaks | {self.end}), device=hardware.device())
+
+    def prompt(self, request: str, lines: list[str]) -> list[int]:
+        messages = [{"role": "user", "content": request}]
+        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return ids + self.tokenizer.encode("".join(line + "\n" for line in lines), add_special_tokens=False)
+
+    def padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """ids, mask and positions, padded on the left: (rows, longest)."""
+        longest = max(map(len, rows))
+        ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=hardware.device())
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=hardware.device())
+        return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
+
+    @torch.no_grad()
+    def near(self, theme: str) -> dict[str, float]:
+        """Log-likelihood of each end word that is one token, as the next word about the theme."""
+        ids = torch.tensor([self.tokenizer.encode(plan.NEAR.format(theme=theme))], device=hardware.device())
+        likely = self.base(ids).logits[0, -1].float().log_softmax(-1).tolist()
+        vocabulary = self.tokenizer.get_vocab()
+        return {word: likely[vocabulary["Ġ" + word]] for word in plan.end_words() if "Ġ" + word in vocabulary}
+
+    @torch.no_grad()
+    def drafts(self, prompts: list[list[int]], count: int) -> list[list[tuple[str, bool]]]:
+        """`count` next lines of each prompt, and whether the poem ended with it."""
+        found: list[list[tuple[str, bool]]] = []
+        for start in range(0, len(prompts), max(1, ROWS // count)):
+            ids, mask, positions = self.padded(prompts[start : start + max(1, ROWS // count)])
+            out = self.tuned(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
+            cache, logits = out.past_key_values, out.logits[:, -1].repeat_interleave(count, 0)
+            cache.batch_repeat_interleave(count)
+            mask, place = mask.repeat_interleave(count, 0), positions[:, -1].repeat_interleave(count)
+            done, written = torch.zeros(len(mask), dtype=torch.bool, device=mask.device), []
+            for _ in range(LINE_TOKENS):
+                best, tokens = logits.float().topk(TOP_K)
+                chances = (best / TEMPERATURE).softmax(-1)
+                chances = chances.masked_fill(chances.cumsum(-1) - chances > TOP_P, 0)
+                token = tokens.gather(1, torch.multinomial(chances, 1))[:, 0].masked_fill(done, 0)
+                written.append(token)
+                done = done | torch.isin(token, self.stops)
+                if done.all():
+                    break
+                mask, place = torch.cat([mask, (~done).long()[:, None]], 1), place + 1
+                step = {"input_ids": token[:, None], "attention_mask": mask, "position_ids": place[:, None]}
+                logits = self.tuned(**step, past_key_values=cache).logits[:, -1]
+            stops = set(self.stops.tolist())
+            rows = torch.stack(written, 1).tolist()
+            for i in range(0, len(rows), count):
+                lines = []
+                for row in rows[i : i + count]:
+                    end = next((n for n, token in enumerate(row) if token in stops), None)
+                    ended = end is not None and row[end] == self.end
+                    lines.append((str(self.tokenizer.decode(row[:end])).strip(), ended))
+                found.append(lines)
+        return found
+
+    @torch.no_grad()
+    def bits(self, model: Any, pairs: list[tuple[list[int], str]]) -> list[float]:
+        """Bits of each text after its prompt."""
+        found = []
+        for start in range(0, len(pairs), 256):
+            texts = [self.tokenizer.encode(text, add_special_tokens=False) for _, text in pairs[start : start + 256]]
+            rows = [prompt + text for (prompt, _), text in zip(pairs[start : start + 256], texts, strict=True)]
+            ids, mask, positions = self.padded(rows)
+            likely = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, :-1].float()
+            each = likely.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+            found += [-row[-len(text) :].sum().item() / math.log(2) for row, text in zip(each, texts, strict=True)]
+        return found
+
+
+def grow(writer: Writer, form: str, count: int, chance: random.Random, pool: ProcessPoolExecutor) -> list[Growing]:
+    """As many of `count` poems as come through."""
+    themes = sorted({row["theme"] for row in read_verses("train")})
+    poems: list[Growing] = []
+    finished: list[Growing] = []
+    for _ in range(count):
+        theme = chance.choice(themes)
+        words = plan.choose(form, writer.near(theme), chance)
+        poems.append(Growing(theme, f"Write {FORMS[form].asked} about {theme}.", words, RETURNS[form]))
+    while poems:
+        prompts = [writer.prompt(plan.name_plan(poem.request, poem.words), poem.lines) for poem in poems]
+        written = enumerate(writer.drafts(prompts, DRAFTS[form]))
+        drafts = list(dict.fromkeys((i, line, ended) for i, lines in written for line, ended in lines))
+        asked = [(line, ended, form, poems[i].words, poems[i].lines) for i, line, ended in drafts]
+        kept = pool.map(lands, *zip(*asked, strict=True), chunksize=256)
+        landed = [(i, line) for (i, line, _), good in zip(drafts, kept, strict=True) if good]
+        plain = [(writer.prompt(poems[i].request, poems[i].lines), line) for i, line in landed]
+        best: dict[int, tuple[float, str]] = defaultdict(lambda: (math.inf, ""))
+        for (i, line), bits in zip(landed, writer.bits(writer.tuned, plain), strict=True):
+            best[i] = min(best[i], (bits / len(line), line))
+        going: list[Growing] = []
+        for i, poem in enumerate(poems):
+            if i in best:
+                poem.lines.append(best[i][1])
+            elif poem.returns:
+                poem.returns, poem.lines = poem.returns - 1, poem.lines[:-1]
+            else:
+                continue
+            (finished if len(poem.lines) == len(poem.words) else going).append(poem)
+        poems = going
+    return finished
+
+
+def natural(writer: Writer, poems: list[Growing], form: str, keep: float) -> list[Growing]:
+    """The share of the poems that the base finds most natural: strict, no loops, no line that another has."""
+    poems = [poem for poem in poems if judge(poem.lines, form).strict and not loops("\n".join(poem.lines))]
+    bits = writer.bits(writer.base, [(writer.prompt(poem.request, []), "\n".join(poem.lines)) for poem in poems])
+    order = sorted(range(len(poems)), key=lambda i: bits[i] / len("\n".join(poems[i].lines)))
+    seen: set[str] = set()
+    chosen: list[Growing] = []
+    for i in order:
+        lines = {line.lower() for line in poems[i].lines}
+        if len(chosen) < keep * len(poems) and seen.isdisjoint(lines):
+            seen |= lines
+            chosen.append(poems[i])
+    return chosen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--adapter", type=Path, required=True)
+    parser.add_argument("--count", default="haiku=3000,limerick=3500,couplet=2000,quatrain=3000,sonnet=500")
+    parser.add_argument("--keep", type=float, default=0.6)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    writer, chance = Writer(args.model, args.adapter), random.Random(args.seed)
+    with ProcessPoolExecutor() as pool, gzip.open(args.out, "wt", encoding="utf-8") as file:
+        for form, count in (part.split("=") for part in args.count.split(",")):
+            began = time.monotonic()
+            grown = grow(writer, form, int(count), chance, pool)
+            chosen = natural(writer, grown, form, args.keep)
+            for poem in chosen:
+                turns = [("human", plan.name_plan(poem.request, poem.words)), ("gpt", "\n".join(poem.lines))]
+                row = {"conversations": [{"from": speaker, "value": text} for speaker, text in turns], "form": form}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            spent = time.monotonic() - began
+            print(f"{form}: {len(grown)} of {count} came through, {len(chosen)} stay, {spent:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""How well the poet keeps each form, and at what cost: a record over the fixed-form requests of poetry_form.
+
+    python bench/poet.py --out results/poet.json [--forms haiku,couplet] [--limit 5] [--natural] [--visitors 4]
+    python bench/poet.py --book docs/poems.md
+
+By form: strict (share of the poems, and its standard error) and keeps, weak line ends, broken ends, distinct rhyme
+pairs (of all pairs), near copies (eight words in a row that a training poem has), seconds of wall time and of CPU time.
+A record that is there keeps its other rows, so that a long run may be made in slices. --natural
+adds to a row: bits a byte of the poems under the base, over those of the same model's plain poems. --visitors: poems
+asked for at a time. --book: instead, six poems of each form, on fixed themes with the seeds 1 to 6, nothing picked:
+what the base writes, what the voice writes as it comes, and what the poet makes of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from iris import record
+from iris.model import smollm2
+from iris.poetry import verses
+from iris.poetry.forms import FORMS, ends_sentence, ends_weakly, judge
+from iris.poetry.poet import VOICE, Poet, cores
+from iris.poetry.sound import last_word, perfect_rhyme
+from iris.poetry.wish import Poem, Wish
+
+REQUESTS = verses.PATH.parent / "tasks" / "poetry_form.jsonl"
+FIXED = [form for form in FORMS if FORMS[form].lines]
+THEMES = ("the sea at night", "an old dog", "first snow", "a letter never sent", "bread", "the last bus home")
+
+
+def summary(poems: list[Poem]) -> dict[str, Any]:
+    """The measures of one form's poems; shares from 0 to 1, seconds a poem."""
+    from iris.poetry.tasks.poetry_form import score
+
+    lines = [poem.text.splitlines() for poem in poems]
+    ends = [combinations(sorted(map(last_word, poem)), 2) for poem in lines]
+    pairs = [pair for words in ends for pair in words if perfect_rhyme(*pair)]
+    verdicts = [judge(poem.text, poem.form) for poem in poems]
+    strict = mean(bool(verdict.strict) for verdict in verdicts)
+    seconds = sorted(poem.seconds for poem in poems)
+    return {
+        "n": len(poems),
+        "strict": strict,
+        "strict_stderr": math.sqrt(strict * (1 - strict) / max(1, len(poems) - 1)),
+        "keeps": mean(verdict.keeps for verdict in verdicts),
+        "weak_ends": mean(ends_weakly(line) for poem in lines for line in poem),
+        "broken_ends": mean(not ends_sentence(poem.text) for poem in poems),
+        "near_copies": mean(score(poem.text, poem.form)["near_copy"] for poem in poems),
+        "tokens": mean(poem.tokens for poem in poems),
+        "seconds_median": median(seconds),
+        "seconds_90th": seconds[math.ceil(0.9 * len(seconds)) - 1],
+    } | ({"distinct_rhyme_pairs": len(set(pairs)) / len(pairs)} if pairs else {})
+
+
+def bits_per_byte(asked: list[tuple[Wish, Poem]]) -> float:
+    """Of the poems, after their requests, under SmolLM2 as it came."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(smollm2.folder(), dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(smollm2.folder())
+    nats = size = 0.0
+    for wish, poem in asked:
+        turn = [{"role": "user", "content": wish.request()}]
+        start = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+        ids = torch.tensor([start + tokenizer.encode(poem.text, add_special_tokens=False)])
+        with torch.inference_mode():
+            likely = model(input_ids=ids).logits[0, len(start) - 1 : -1].log_softmax(-1)
+        nats -= float(likely.gather(1, ids[0, len(start) :, None]).sum())
+        size += len(poem.text.encode())
+    return nats / size / math.log(2)
+
+
+def measure(poet: Poet, wishes: list[Wish], visitors: int) -> dict[str, Any]:
+    """The row of one form."""
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
+    with ThreadPoolExecutor(visitors) as pool:
+        found = summary(list(pool.map(poet.recite, wishes)))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    return found | {"cpu_seconds": cpu / len(wishes), "wall_seconds": (time.perf_counter() - began) / len(wishes)}
+
+
+def natural(poet: Poet, wishes: list[Wish]) -> dict[str, Any]:
+    """Bits a byte of the poems in their form, and of the same model's plain poems."""
+    kept = bits_per_byte([(wish, poet.recite(wish)) for wish in wishes])
+    plain = bits_per_byte([(wish, poet.recite(wish, keep_form=False)) for wish in wishes])
+    return {"bits_n": len(wishes), "bits_per_byte": kept, "plain_bits_per_byte": plain, "bits_ratio": kept / plain}
+
+
+def book(poet: Poet, file: Path) -> None:
+    """Six poems of each form, by the base, by the poet's model as it comes, and by the poet."""
+    base, parts = Poet(smollm2.gguf()), [file.read_text(encoding="utf-8").partition("\n## ")[0].rstrip()]
+    for form in FIXED:
+        parts.append(f"## {form.capitalize()}")
+        for seed, theme in enumerate(THEMES, 1):
+            wish = Wish(theme, form, seed=seed)
+            poems = [base.recite(wish, keep_form=False), poet.recite(wish, keep_form=False), poet.recite(wish)]
+            cells = [poem.text.replace("|", "\\|").replace("*", "\\*").replace("\n", "<br>") for poem in poems]
+            parts.append(f"**{theme}**, seed {seed}\n\n| base | voice as it comes | poet |\n| - | - | - |")
+            parts[-1] += f"\n| {' | '.join(cells)} |"
+    record.write_atomic(file, ("\n\n".join(parts) + "\n").encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2", help="a GGUF file, or smollm2")
+    parser.add_argument("--adapter", type=Path, help="a GGUF LoRA file; of smollm2 the voice that comes with Iris")
+    parser.add_argument("--out", type=Path, default=Path("results/poet.json"))
+    parser.add_argument("--forms", default=",".join(FIXED))
+    parser.add_argument("--limit", type=int, default=22, help="requests of each form")
+    parser.add_argument("--visitors", type=int, default=1)
+    parser.add_argument("--natural", action="store_true")
+    parser.add_argument("--book", type=Path)
+    args = parser.parse_args()
+    file = smollm2.gguf() if args.model == "smollm2" else Path(args.model)
+    poet = Poet(file, adapter=args.adapter or (VOICE if args.model == "smollm2" else None))
+    poet.recite(Wish("anything", "haiku"))  # what is computed once
+    if args.book:
+        return book(poet, args.book)
+    requests = [json.loads(line) for line in REQUESTS.read_text(encoding="utf-8").splitlines()]
+    model = {"id": file.name, "digest": record.file_digest(file)[:16]}
+    result = record.read(args.out) if args.out.exists() else record.Record("speed", args.out.stem, model)
+    result.environment = record.environment()
+    result.settings = {"taught": poet.plans}
+    names = ("form", "threads", "visitors")
+    rows = {tuple(row[name] for name in names): row for row in result.measures.get("rows", [])}
+    for form in args.forms.split(","):
+        themes = [row["theme"] for row in requests if row["form"] == form][: args.limit]
+        wishes = [Wish(theme, form, seed=seed) for seed, theme in enumerate(themes)]
+        found = natural(poet, wishes) if args.natural else measure(poet, wishes, args.visitors)
+        key = (form, cores(), args.visitors)
+        rows[key] = dict(zip(names, key, strict=True)) | rows.get(key, {}) | found
+        print(json.dumps({key: round(value, 3) if type(value) is float else value for key, value in found.items()}))
+        order = sorted(rows, key=lambda key: (key[2], key[1], FIXED.index(key[0])))
+        result.measures["rows"] = [rows[key] for key in order]
+        result.status = "finished"
+        record.write(result, args.out)
+    return None
+
+
+if __name__ == "__main__":
+    main()

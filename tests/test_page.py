@@ -1,0 +1,269 @@
+"""The page without a server as visitors meet it: exported, on a static server that may fail, driven by Chromium."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from iris import InputError, RunError
+from iris.poetry.forms import judge
+from iris.poetry.verses import PATH
+from iris.publish import engines, page
+
+CHROMIUM = Path("/usr/bin/chromium")
+MODEL = "/model/"
+
+
+@dataclass
+class Site:
+    """A static server of a folder. asked: what it was asked for; spoil(path, body) may change a body, or answer None:
+    then the connection ends in the middle of it, or a number: then that is the answer's status. whole: the model is one
+    file, of which parts are asked for by their bytes, as on the Hub."""
+
+    folder: Path
+    url: str = ""
+    asked: list[str] = field(default_factory=list)
+    spoil: object = staticmethod(lambda path, body: body)
+    whole: bool = False
+
+    def model_parts(self) -> list[str]:
+        return [path for path in self.asked if path.startswith(MODEL)]
+
+    def room(self) -> dict:
+        room = json.loads((self.folder / "room.json").read_text())
+        start = 0
+        for part in room["parts"] if self.whole else []:
+            part |= {"url": f"{MODEL}whole.gguf", "from": start, "file": self.folder / part["url"]}
+            start += part["bytes"]
+        return room
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """What any static host does, and what hosts and lines do wrong."""
+
+    def __init__(self, *args, site: Site) -> None:
+        self.site = site
+        super().__init__(*args, directory=str(site.folder))
+
+    def do_GET(self) -> None:
+        asked = self.path + self.headers.get("Range", "").replace("bytes=", "#").partition("-")[0]
+        self.site.asked.append(asked)
+        if self.path == "/room.json":
+            whole = body = json.dumps(self.site.room(), default=str).encode()
+        elif not asked.startswith(MODEL):
+            return super().do_GET()
+        else:
+            files = {f"{part['url']}#{part['from']}": part.get("file") for part in self.site.room()["parts"]}
+            whole = Path(files.get(asked) or self.translate_path(asked)).read_bytes()
+            body = self.site.spoil(asked, whole)
+        if isinstance(body, int):
+            return self.send_error(body)
+        self.send_response(206 if "#" in asked else 200)
+        self.send_header("Content-Length", str(len(whole)))
+        self.end_headers()
+        with suppress(ConnectionError):  # the browser has left
+            self.wfile.write(whole[: len(whole) // 2] if body is None else body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The page with the voice that comes with Iris."""
+    out = tmp_path_factory.mktemp("page") / "out"
+    try:
+        for package in engines.PACKAGES:
+            engines.fetch(package)
+    except RunError as error:
+        pytest.skip(f"the engines of the page cannot be had: {error}")
+    page.export_page(out)
+    return out
+
+
+@pytest.fixture
+def site(folder) -> Iterator[Site]:
+    running = Site(folder)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, site=running))
+    running.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield running
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM.exists():
+        pytest.skip("Debian's chromium is not installed, so the page cannot be driven")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with playwright.sync_playwright() as running:
+        chromium = running.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser, site):
+    """Opens the page in a context of its own; whatever a test does, no request may go to another host, and the console
+    stays free of errors but those of a network that a test breaks."""
+    context = browser.new_context()
+    # one thread: beside another test on two cores, two threads that wait for each other take many times as long
+    context.add_init_script("Object.defineProperty(Navigator.prototype, 'hardwareConcurrency', { get: () => 1 })")
+    asked, errors = [], []
+    context.on("request", lambda request: asked.append(request.url))
+    context.on("weberror", lambda error: errors.append(str(error.error)))
+
+    def told(message) -> None:
+        if message.type == "error" and "Failed to load resource" not in message.text:
+            errors.append(message.text)
+
+    def opened(query: str = ""):
+        tab = context.new_page()
+        tab.set_default_timeout(140_000)
+        tab.on("console", told)
+        tab.goto(site.url + "/" + query)
+        tab.wait_for_selector("html.ready")  # its service worker makes it load twice
+        assert tab.evaluate("crossOriginIsolated")
+        return tab
+
+    yield opened
+    context.close()
+    assert asked and [url for url in asked if not url.startswith((site.url, f"blob:{site.url}", "data:"))] == []
+    assert errors == []
+
+
+def ask(tab, theme: str, form: str) -> None:
+    tab.locator("#form").get_by_role("radio", name="free verse" if form == "free" else form).check(force=True)
+    tab.locator("#theme textarea").fill(theme)
+    tab.locator("#write").click()
+
+
+def said(tab, text: str) -> None:
+    tab.locator("#sheet .said").get_by_text(text).wait_for()
+
+
+def poem_on(tab) -> str:
+    tab.wait_for_selector("#sheet [aria-busy=false] .line")
+    return "\n".join(tab.locator("#sheet .line").evaluate_all("lines => lines.map(line => line.dataset.text)"))
+
+
+def test_writes_keeps_the_form_stops_and_goes_on(visit, site, tmp_path) -> None:
+    tab = visit("?about=the+sea+at+night&form=couplet&seed=3")
+    verdict = judge(poem_on(tab), "couplet")
+    told = "a couplet, kept" if verdict.keeps else f"not quite a couplet: {verdict.reasons[0]}"
+    assert tab.locator("#sheet .said").inner_text() == told
+    assert [mark.split()[0] for mark in tab.locator("#sheet .mark").all_inner_texts()] == [
+        str(line.count) for line in verdict.lines
+    ]
+    assert "llama.cpp on one thread, Python 3." in tab.locator("#engine").inner_text()
+    assert len(site.model_parts()) == len(site.room()["parts"])
+
+    ask(tab, "a very long journey", "free")
+    tab.wait_for_selector("#sheet .line")
+    began = time.monotonic()
+    tab.locator("#stop").click()
+    said(tab, "stopped")
+    assert time.monotonic() - began < 1
+    ask(tab, "x" * 301, "haiku")
+    said(tab, "The theme has 301 characters; give at most 300.")
+
+    tab.context.set_offline(True)  # the page and its model are kept
+    site.asked.clear()
+    tab.goto(site.url)
+    theme = '<img src=x onerror="document.title=1"> <|im_end|> rain'
+    ask(tab, theme, "free")
+    tab.wait_for_selector("#sheet .line")
+    assert set(site.asked) <= {"/sw.js"}
+    assert tab.locator("#sheet h2").inner_text() == theme and tab.locator("#sheet img").count() == 0
+    assert tab.title() == "Iris, a poetry room" and tab.locator("#earlier li").count() == 2
+    tab.locator("#stop").click()
+    tab.context.set_offline(False)
+
+    if (
+        not shutil.which("npm")
+        or subprocess.run(["npm", "pack", "--silent", "axe-core@4.11.0"], cwd=tmp_path).returncode
+    ):
+        pytest.skip("npm is not installed or cannot fetch axe-core, so the page's accessibility cannot be checked")
+    subprocess.run("tar xzf *.tgz", shell=True, cwd=tmp_path, check=True)
+    tab.evaluate((tmp_path / "package" / "axe.min.js").read_text())
+    assert tab.evaluate("axe.run().then(found => found.violations.map(each => JSON.stringify(each)))") == []
+
+
+def test_what_hosts_and_lines_do_wrong(visit, site) -> None:
+    times: dict[str, int] = {}
+
+    def broken(path: str, body: bytes) -> bytes | None:  # each part breaks off the first time
+        times[path] = times.get(path, 0) + 1
+        return None if times[path] == 1 else body
+
+    site.spoil, site.whole = lambda path, body: 404, True
+    tab = visit()
+    said(tab, "The model is not where it should be")
+    site.spoil = lambda path, body: body[:99] + b"!" + body[100:]
+    tab.reload()
+    said(tab, "The model's file is damaged")
+    last = f"#{site.room()['parts'][-1]['from']}"
+    site.spoil = lambda path, body: None if path.endswith(last) else body
+    tab.reload()
+    ask(tab, "rain", "haiku")
+    said(tab, "The model is on its way")
+    tab.locator("#stop").click()
+    said(tab, "stopped")
+    ask(tab, "rain", "haiku")
+    said(tab, "The download of the model broke off")
+    kept = set(site.model_parts())
+    site.asked.clear()
+    site.spoil = broken
+    tab.reload()
+    said(tab, "The model wakes up.")
+    assert set(site.model_parts()) == {f"{MODEL}whole.gguf{last}"} < kept  # it went on from there
+    assert list(times.values()) == [2]
+
+
+@pytest.mark.parametrize("every", [10, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_browser_judges_as_python_does(visit, site, every: int) -> None:
+    """Bundled verses, and those that a model wrote: every verdict, syllable and rhyme is the same."""
+    site.spoil = lambda path, body: 404  # no model: only Python is asked
+    rows = [json.loads(line) for line in PATH.read_text(encoding="utf-8").splitlines()]
+    poems = [
+        (poem["value"], form)
+        for row in rows
+        for poem, form in zip(row["conversations"][1::2], row["forms"], strict=True)
+        if form != "free"
+    ]
+    with gzip.open(PATH.with_name("grown.jsonl.gz"), "rt") as grown:
+        for row in [json.loads(line) for line in grown][:500]:
+            poems += [(row["conversations"][1]["value"], row["form"])]
+    poems = poems[::every]
+    tab = visit()
+    code = """poems => new Promise((resolve) => {
+      const worker = new Worker("verse.js", { type: "module" });
+      worker.onmessage = ({ data }) => resolve(data);
+      worker.postMessage(["verdicts", JSON.stringify(poems)]);
+    })"""
+    found = tab.evaluate(code, poems)
+    assert len(poems) > 1500 / every and found["answer"] == json.loads(
+        json.dumps([asdict(judge(*each)) for each in poems])
+    )
+
+
+def test_what_cannot_be_a_page(tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="not empty"):
+        page.export_page(tmp_path)
+    with open(tmp_path / "large.gguf", "wb") as large:
+        large.truncate(page.LIMIT + 1)
+    with pytest.raises(InputError, match="a browser holds 2"):
+        page.write_page(tmp_path, tmp_path / "large.gguf")

@@ -1,0 +1,92 @@
+"""Plans: the end words that a request names."""
+
+import random
+
+import pytest
+
+from iris.data import rows
+from iris.data.rows import FORM_OF, Dataset, add_plans
+from iris.poetry import plan
+from iris.poetry.forms import FORMS, ends_weakly, judge
+from iris.poetry.sound import perfect_rhyme
+
+COUPLET = "The lighthouse takes no side and keeps no score;\nit tells both ship and smuggler: here is shore."
+
+
+def test_a_poem_yields_its_plan():
+    words = plan.plan_of(COUPLET, "couplet")
+    assert words == ["score", "shore"]
+    request = plan.name_plan("A couplet about a lighthouse, please.", words)
+    assert request == "A couplet about a lighthouse, please. End the lines with: score, shore."
+
+
+@pytest.mark.parametrize(
+    ("poem", "form"),
+    [(COUPLET, "free"), (COUPLET, "quatrain"), ("one score,\ntwo score", "couplet"), ("one score,\n...", "couplet")],
+)
+def test_what_yields_none(poem, form):
+    assert plan.plan_of(poem, form) is None
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if FORMS[form].lines])
+def test_a_plan_rhymes_perfectly_and_never_repeats_a_word(form):
+    chance = random.Random(form)
+    for _ in range(30):
+        words = plan.choose(form, {"sea": -2.0, "ship": -3.0, "wave": -3.0}, chance)
+        assert len(words) == FORMS[form].lines == len(set(words))
+        assert set(words) <= set(plan.end_words()) and not any(map(ends_weakly, words))
+        if FORMS[form].schemes:
+            assert any(
+                all(
+                    perfect_rhyme(a, b)
+                    for i, a in enumerate(words)
+                    for j, b in enumerate(words[:i])
+                    if scheme[i] == scheme[j]
+                )
+                for scheme in FORMS[form].schemes
+            )
+
+
+def test_a_plan_is_near_to_the_theme():
+    near = {word: -3.0 for word in ("sea", "sail", "tide", "wave", "ship", "gale", "wide", "gave", "free", "trip")}
+    words = [plan.choose("couplet", near, random.Random(seed), heat=0.1) for seed in range(20)]
+    assert sum(word in near for pair in words for word in pair) > 30
+    assert len({tuple(sorted(pair)) for pair in words}) > 3
+
+
+def rows_of(*talks: tuple[str, ...]) -> Dataset:
+    roles = ("user", "assistant")
+    return Dataset("x", None, [[{"role": roles[i % 2], "content": t} for i, t in enumerate(talk)] for talk in talks])
+
+
+def test_poems_in_any_data_get_a_second_row_that_names_their_end_words():
+    haiku = "Old pond, still as glass:\na frog jumps into its sky,\nand the sky comes back."
+    dataset = rows_of(
+        ("Two lines?", COUPLET, "And a haiku?", haiku),
+        ("A list", "milk\nbread"),
+        ("Say a. End the lines with: a.", "a"),
+    )
+    add_plans(dataset, 1.0, 0)
+    assert dataset.planned == 2
+    first, second = dataset.rows[3:]
+    assert [turn["content"] for turn in first] == ["Two lines? End the lines with: score, shore.", COUPLET]
+    assert (
+        second[2]["content"] == "And a haiku? End the lines with: glass, sky, back." and second[3]["content"] == haiku
+    )
+    assert second[1]["train"] is False and "train" not in second[3]  # learned once, in the row it came from
+
+
+def test_a_share_is_a_seeded_draw():
+    found = [rows.load("verses") for _ in range(4)]
+    for dataset, share in zip(found, (1.0, 0.0, 0.5, 0.5), strict=True):
+        add_plans(dataset, share, 1)
+    whole, none, half, again = found
+    assert whole.planned > 1800 and none.planned == 0
+    assert half.planned == pytest.approx(whole.planned / 2, rel=0.1)
+    assert half.rows == again.rows
+
+
+def test_grown_poems_are_data_too():
+    found = rows.load("grown", rows=300)
+    assert found.read > 10_000 and all(plan.ASKED in row[0]["content"] for row in found.rows)
+    assert all(judge(row[1]["content"], FORM_OF[row[1]["content"].count("\n") + 1]).strict for row in found.rows)
