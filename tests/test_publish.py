@@ -389,6 +389,20 @@ def test_the_licence_travels_along(tmp_path, base, vocabulary, text, found):
     assert ("NOTICE" in terms.files) == found.startswith("llama") == bool(terms.llama)
 
 
+def test_the_own_licence_is_found_or_its_absence_told(tmp_path, monkeypatch):
+    """An old egg-info names no licence; without any metadata the clone has it; with neither nothing empty goes out."""
+    text = (ROOT / "LICENSE").read_bytes()
+    old = tmp_path / "iris_poetry_lab.egg-info"
+    old.mkdir()
+    (old / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: iris-poetry-lab\nVersion: 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert card.own_licence() == text
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert card.own_licence() == text
+    monkeypatch.setattr(card, "__file__", str(tmp_path / "site-packages" / "iris" / "publish" / "card.py"))
+    refused(RunError, "licence of Iris is missing", card.own_licence)
+
+
 def test_a_llama(tmp_path, results):
     from huggingface_hub import ModelCard, SpaceCard
 

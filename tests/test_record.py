@@ -3,6 +3,8 @@
 import gzip
 import json
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -96,3 +98,14 @@ def test_only_finished_full_records_are_loaded(tmp_path, capsys):
     assert [path.stem for path in record.load(tmp_path)] == ["full", "rows"]
     told = capsys.readouterr().out
     assert "part.json: limited to 5 items" in told and "failed.json: the run failed" in told
+
+
+def test_peak_memory_without_proc_and_on_windows(monkeypatch):
+    assert record.peak_memory_gb() > 0.001
+    monkeypatch.setattr(record.Path, "exists", lambda _: False)
+    assert record.peak_memory_gb() > 0.001
+    told = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=250_000_000))
+    monkeypatch.setitem(sys.modules, "psutil", SimpleNamespace(Process=lambda: told))
+    monkeypatch.setitem(sys.modules, "resource", None)  # Windows has none
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert record.peak_memory_gb() == 0.25

@@ -167,6 +167,10 @@ def peak_memory_gb() -> float:
     if status.exists():  # not getrusage: its peak is inherited from the parent process
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return round(int(peak.split()[1]) * 1024 / 1e9, 3)
+    if sys.platform == "win32":
+        import psutil  # accelerate brings it
+
+        return round(psutil.Process().memory_info().peak_wset / 1e9, 3)
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024

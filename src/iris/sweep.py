@@ -262,7 +262,7 @@ def run_trial(recipe: Recipe, folder: Path, dataset: rows.Dataset, watch: HeldOu
     path, outcome = folder / "record.json", "finished"
     fresh = replace(dataset, **{name: copy(value) for name, value in vars(dataset).items()})  # fit counts in it
     try:
-        with open(folder / "log.txt", "w") as log, contextlib.redirect_stdout(log):
+        with open(folder / "log.txt", "w", encoding="utf-8") as log, contextlib.redirect_stdout(log):
             fit.fit(check(recipe), folder, dataset=fresh, callbacks=[watch])
         if not math.isfinite([*watch.losses.values()][-1]):
             outcome = "diverged: the held-out loss is not a number"

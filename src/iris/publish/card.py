@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .. import InputError, compare, record
+from .. import InputError, RunError, compare, record
 from ..compare import Scored, short, with_error
 from ..evaluate.tasks import FIXED, TASKS
 from ..poetry.forms import FORMS
@@ -46,8 +46,7 @@ def find_licence(base: str, vocabulary: int, file: Path | None) -> Licence:
     InputError if the text is not there, or is another one's."""
     llama = LLAMA.search(base.lower()) or vocabulary == LLAMA_3_WORDS
     if "smollm" in base.lower() and not llama:
-        own = metadata.distribution("iris-poetry-lab").read_text("licenses/LICENSE") or ""
-        return Licence("apache-2.0", "Apache-2.0, as its base", {"LICENSE": own.encode()})
+        return Licence("apache-2.0", "Apache-2.0, as its base", {"LICENSE": own_licence()})
     if file is None or not file.is_file():
         how = f"`hf download {base} LICENSE.txt`" if llama else "its page"
         raise InputError(f"the licence of {base} has to travel along; get it with {how} and give --licence FILE")
@@ -60,6 +59,17 @@ def find_licence(base: str, vocabulary: int, file: Path | None) -> Licence:
         raise InputError(f"{file} is not Meta's community licence of {base}; give that with --licence")
     files = {"LICENSE": text, "NOTICE": NOTICE.format(version[1]).encode()}
     return Licence(f"llama{version[1]}", f"Llama {version[1]} Community License", files, version[1])
+
+
+def own_licence() -> bytes:
+    """Iris' own licence: of the package that is installed, else of the clone that this file lies in."""
+    clone = Path(__file__).parents[3] / "LICENSE"
+    for own in metadata.distributions(name="iris-poetry-lab"):
+        if text := own.read_text("licenses/LICENSE"):  # an old egg-info, which src/ may hold as well, has none
+            return text.encode()
+    if not clone.is_file():
+        raise RunError("the licence of Iris is missing from this installation; install Iris again")
+    return clone.read_bytes()
 
 
 def evaluations(adapter: str, model: str, results: Path) -> list[list[Scored]]:
