@@ -121,6 +121,7 @@ def test_saved_and_loaded_by_plain_peft(tiny_model, tmp_path):
 
 class Config:
     hidden_size, intermediate_size, num_hidden_layers, vocab_size = 2048, 8192, 16, 128256
+    num_key_value_heads, head_dim, tie_word_embeddings = 8, 64, True
 
 
 def test_a_plan_keeps_the_batch_and_fits(monkeypatch):

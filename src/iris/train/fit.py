@@ -243,6 +243,8 @@ def train(
         del trainer
         gc.collect()
         torch.cuda.empty_cache()
+        if run.state.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()  # the record's peak is that of the plan beside it
         run.checkpoint = checkpoints.last(run.out)
         with torch.no_grad():
             for name, weight in learned.items():

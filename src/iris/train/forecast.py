@@ -1,5 +1,6 @@
 """How much memory a training will take on a GPU, from the model's config alone, before its weights are fetched."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,34 @@ SHAPES: dict[str, tuple[Any, ...]] = {  # of the models' own config.json, for wh
 }
 
 
+def shape_of(model: str) -> tuple[LlamaConfig, int]:
+    """The config of a model and how many parameters it has; InputError where the config cannot be had."""
+    known: dict[str, Any]
+    if model in SHAPES:
+        known = dict(zip(SHAPE.split(), SHAPES[model], strict=True))
+    elif Path(model).is_dir():
+        known = read_config(Path(model))
+    else:
+        with hub.translate_errors(f"the model {model}"):
+            known = read_config(Path(hf_hub_download(model, "config.json")).parent)
+    config = LlamaConfig(**known)
+    with torch.device("meta"):
+        return config, LlamaForCausalLM(config).num_parameters()
+
+
+def measured(results: Path) -> Iterator[tuple[str, dict[str, Any], Plan, float]]:
+    """The device, the recipe's fields, the plan and the GB of every training that the records in `results` tell of."""
+    for one in record.load(results).values():
+        device = one.settings.get("device", "") + " as a T4" * one.settings.get("as_t4", False)
+        if one.kind == "training" and "plan" in one.settings:
+            yield device, one.recipe or {}, Plan(**one.settings["plan"]), one.measures["peak_memory_gb"]
+        for row in one.measures.get("rows", []):
+            if row.get("who") == "iris" and "plan" in row:  # bench/llama_speed.py's
+                (model,) = (name for name in SHAPES if name.endswith(f"-{row['shape']}"))
+                ours = {"model": model, "method": row["method"], "max_length": 2048}
+                yield device, ours, Plan(**row["plan"]), row["peak_memory_gb"]
+
+
 def forecast(recipe: Recipe, gpu: str = "", results: Path = Path("results")) -> str:
     """In words: what a step of the recipe takes by estimate, and what it took where `results` has measured this size
     and method. gpu: one of GPUS or a number of GB; "" for the GPU that is here, else a T4. InputError for another name,
@@ -35,31 +64,19 @@ def forecast(recipe: Recipe, gpu: str = "", results: Path = Path("results")) -> 
         room = hardware.gpu_memory_gb() if here else float(size)
     except ValueError:
         raise InputError(f"unknown GPU {gpu}; give {', '.join(GPUS)}, or its memory in GB") from None
-    known: dict[str, Any]
-    if recipe.model in SHAPES:
-        known = dict(zip(SHAPE.split(), SHAPES[recipe.model], strict=True))
-    elif Path(recipe.model).is_dir():
-        known = read_config(Path(recipe.model))
-    else:
-        with hub.translate_errors(f"the model {recipe.model}"):
-            known = read_config(Path(hf_hub_download(recipe.model, "config.json")).parent)
-    config = LlamaConfig(**known)
-    with torch.device("meta"):
-        parameters = LlamaForCausalLM(config).num_parameters()
-
+    config, parameters = shape_of(recipe.model)
     needs = {plan: needed_gb(plan, recipe, config, parameters) for plan in cuts(recipe, False, [False])}
     fitting = [plan for plan, need in needs.items() if need < USABLE * room]
     best = fitting[0] if fitting else list(needs)[-1]
     told = [("it fits, by estimate" if fitting else "it does not fit, by estimate", best, needs[best])]
-    for one in record.load(results).values() if recipe.max_length == 2048 else []:  # bench/llama_speed.py's
-        for row in one.measures.get("rows", []):
-            ours = row.get("who") == "iris" and recipe.model.endswith(f"-{row.get('shape')}") and "plan" in row
-            if ours and row["method"] == recipe.method:
-                told.append((f"measured on {one.settings['device']}", Plan(**row["plan"]), row["peak_memory_gb"]))
+    asked = (recipe.model, recipe.method, recipe.max_length)
+    for device, made, plan, peak in measured(results):
+        if (made["model"], made["method"], made["max_length"]) == asked:
+            told.append((f"measured on {device}", plan, peak))
     lines = [
         f"{recipe.model} ({parameters / 1e9:.2g} billion parameters), {recipe.method}, on {name} with {room:.0f} GB"
     ]
     for what, plan, need in told:
-        again = ", activations computed twice" if plan.checkpointing else ""
+        again = ", activations computed twice" * plan.checkpointing + ", compiled" * plan.compile
         lines.append(f"{what}: {need:.1f} GB with {plan.micro_batch} x {recipe.max_length:,} tokens at a time{again}")
     return "\n".join(dict.fromkeys(lines))
