@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny model of the Llama architecture, the real tokenizers, the data folder where there is one."""
+"""Shared fixtures: small random models, the real tokenizers, a stand-in for the Hub, the folder of real data."""
 
 import os
 import shutil
@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from small_llama import make_model, make_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests reach no hub; those that need one start their own on loopback
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -15,8 +16,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: threads bes
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-
-
 LONGEST = ("page", "train", "app", "export", "evaluate", "sweep", "publish", "distributed", "poetry_tasks")
 
 
@@ -24,31 +23,6 @@ def pytest_collection_modifyitems(items):
     """Files that take the longest first, so that two workers (a file goes to one) end at about the same time."""
     order = {f"test_{name}": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
-
-
-def make_tiny_model(folder: Path, tokenizer, seed: int = 0) -> Path:
-    """A random two-layer Llama with grouped-query attention and the given tokenizer, as a Hugging Face folder."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -87,21 +61,20 @@ def llama_tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory, smollm2_tokenizer) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model", smollm2_tokenizer)
+    """Two layers, grouped queries, SmolLM2's tokenizer."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "tie_word_embeddings": True, "initializer_range": 0.02}
+    return make_model(tmp_path_factory.mktemp("tiny") / "model", smollm2_tokenizer, **sizes)
 
 
 @pytest.fixture(scope="session")
 def small_tokenizer():
-    import small_llama
-
-    return small_llama.make_tokenizer()
+    return make_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory, small_tokenizer) -> Path:
-    import small_llama
-
-    return small_llama.make_model(tmp_path_factory.mktemp("small") / "model", small_tokenizer)
+    return make_model(tmp_path_factory.mktemp("small") / "model", small_tokenizer)
 
 
 @pytest.fixture
@@ -134,8 +107,8 @@ def server(monkeypatch, tmp_path):
         yield server
 
 
-@pytest.fixture
-def shared_data() -> Path:
+@pytest.fixture(scope="session")
+def data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder of real benchmark, chat and poem data is not beside this checkout")
     return SHARED

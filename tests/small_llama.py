@@ -1,6 +1,4 @@
-"""A random Llama small enough to run whole benchmarks in seconds: one layer, 1,000 tokens, ChatML."""
-
-import torch
+"""Random Llamas small enough to train and to run whole benchmarks in seconds; a tokenizer of 1,000 tokens, ChatML."""
 
 from iris.poetry.verses import first_exchange, read_verses
 
@@ -29,15 +27,17 @@ def make_tokenizer():
     )
 
 
-def make_model(folder, tokenizer, seed=0):
-    """The model with its tokenizer as a Hugging Face folder; returns the folder."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def make_model(folder, tokenizer, seed=0, dtype="float32", shards="50GB", **config):
+    """The model with its tokenizer as a Hugging Face folder, which is returned: one layer, 32 wide, unless `config`
+    says otherwise."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     torch.manual_seed(seed)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     sizes |= {"num_key_value_heads": 1, "vocab_size": len(tokenizer), "max_position_embeddings": 4096}
     tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = LlamaConfig(**sizes, **tokens, initializer_range=0.2)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    whole = LlamaConfig(**{"initializer_range": 0.2} | sizes | tokens | config)
+    AutoModelForCausalLM.from_config(whole, dtype=dtype).save_pretrained(folder, max_shard_size=shards)
     tokenizer.save_pretrained(folder)
     return folder

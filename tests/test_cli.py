@@ -26,47 +26,36 @@ def test_help_is_quick_and_complete():
     assert done.returncode == 0 and all(verb in done.stdout for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help(verb, capsys):
-    with pytest.raises(SystemExit) as ended:
-        main([verb, "--help"])
-    assert ended.value.code == 0 and "usage: iris" in capsys.readouterr().out
+def test_every_verb_has_help(capsys):
+    for verb in VERBS:
+        with pytest.raises(SystemExit) as ended:
+            main([verb, "--help"])
+        assert ended.value.code == 0 and "usage: iris" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("", "VERB"),
-        ("sing", "invalid choice"),
-        ("train --out {tmp}/x --method lora", "known: qlora, dora, lora16"),
+        ("", "VERB"), ("sing", "invalid choice"), ("train --out {tmp}/x --method lora", "known: qlora, dora, lora16"),
         ("train --out {tmp}/x --data rhymes", "known: verses, grown, finetome, fusechat, nitral"),
         ("train --out {tmp}/x --data {tmp}/none.jsonl", "no file"),
         ("train --out {tmp}/x --data {tmp}/empty.jsonl", "is empty"),
         ("train --out {tmp}/x --data {tmp}/bad.jsonl", "cannot be read: Expecting value: line 1"),
         ("train --out {tmp}/x --model {tmp}", "not a model"),
         ("train --out {tmp}/x --model {tmp}/none", "not a model folder"),
-        ("train --out {tmp}/x --model smolm2", "smollm2"),
-        ("train --out {tmp}/empty.jsonl/x", "cannot be written to"),
+        ("train --out {tmp}/x --model smolm2", "smollm2"), ("train --out {tmp}/empty.jsonl/x", "cannot be written to"),
         ("train --out {tmp}/x --max-steps many", "max_steps"),
         ("train --out {tmp}/x --data-dir {tmp}", "unrecognized arguments: --data-dir"),
-        ("train --out {tmp}/x --minutes 0", "above zero"),
-        ("train --out {tmp}/x --set lr=1", "unknown recipe field"),
-        ("train", "--out"),
-        ("evaluate --out {tmp}/x.json --tasks poems", "poetry"),
-        ("compare {tmp}/a.json {tmp}/b.json", "no record at"),
-        ("export --run {tmp} --out {tmp}/y", "no record at"),
-        ("publish --export {tmp} --repo me", "USER/NAME"),
-        ("publish --export {tmp} --repo me/poet", "no SHA256SUMS"),
-        ("publish --repo me/poet", "--export"),
-        ("poem rain --form epic", "haiku"),
-        ("poem rain --model {tmp}/none.gguf", "no model file"),
-        ("poem rain --model {tmp}/empty.jsonl", "not a GGUF"),
-        ("judge {tmp}/none.txt", "no file"),
-        ("judge {tmp}/bad.jsonl", "not JSON"),
-        ("judge {tmp}/rows.jsonl", "neither `lines`"),
-        ("judge {tmp}/rows.jsonl --form epic", "haiku"),
+        ("train --out {tmp}/x --minutes 0", "above zero"), ("train --out {tmp}/x --set lr=1", "unknown recipe field"),
+        ("train", "--out"), ("evaluate --out {tmp}/x.json --tasks poems", "poetry"),
+        ("compare {tmp}/a.json {tmp}/b.json", "no record at"), ("export --run {tmp} --out {tmp}/y", "no record at"),
+        ("publish --export {tmp} --repo me", "USER/NAME"), ("publish --export {tmp} --repo me/poet", "no SHA256SUMS"),
+        ("publish --repo me/poet", "--export"), ("poem rain --form epic", "haiku"),
+        ("poem rain --model {tmp}/none.gguf", "no model file"), ("poem rain --model {tmp}/empty.jsonl", "not a GGUF"),
+        ("judge {tmp}/none.txt", "no file"), ("judge {tmp}/bad.jsonl", "not JSON"),
+        ("judge {tmp}/rows.jsonl", "neither `lines`"), ("judge {tmp}/rows.jsonl --form epic", "haiku"),
     ],
-)
+)  # fmt: skip
 def test_a_mistake_is_one_sentence_and_exit_code_two(words, told, tmp_path, capsys):
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "bad.jsonl").write_text("oops\n")
@@ -93,18 +82,6 @@ def test_every_field_is_a_flag_and_set_is_its_alias(monkeypatch):
     assert len(made) == 2 * len(fields(recipe.Recipe))
 
 
-def test_judge_prints_one_object_a_poem(tmp_path, capsys):
-    import json
-
-    path = tmp_path / "poems.jsonl"
-    haiku = "Her torch held downward,\nshe counts the breaths in bed nine,\nthen counts them again."
-    path.write_text(json.dumps({"text": haiku}) + "\n" + json.dumps({"lines": ["one", "two"], "form": "haiku"}) + "\n")
-    assert main(["judge", str(path), "--json"]) == 0
-    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
-    assert first["form"] == "haiku" and first["keeps"] is True and first["score"] == 1 and first["reasons"] == []
-    assert second["keeps"] is False and second["reasons"]
-
-
 def test_the_same_seed_gives_the_same_poem(capsys):
     asked = ["poem", "rain", "--form", "couplet", "--seed", "7", "--model", "smollm2", "--as-it-comes"]
     assert main(asked) == main(asked) == 0
@@ -112,14 +89,11 @@ def test_the_same_seed_gives_the_same_poem(capsys):
     assert lines and lines[: len(lines) // 2] == lines[len(lines) // 2 :]
 
 
-def test_doctor_says_what_is_there(capsys):
+def test_doctor_says_what_is_there_and_what_memory_a_training_takes(capsys, tmp_path):
+    """Without a network, and beside it what was measured."""
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
     assert "python 3." in said and "train: ready" in said
-
-
-def test_doctor_says_what_memory_a_training_takes(capsys, tmp_path):
-    """Without a network, and beside it what was measured."""
     for model, method, gpu, fits in (
         ("llama-3.2-1b", "qlora", "T4", True),
         ("llama-3.2-3b", "dora", "T4", True),
@@ -129,13 +103,10 @@ def test_doctor_says_what_memory_a_training_takes(capsys, tmp_path):
         assert main(["doctor", "--model", model, "--method", method, "--gpu", gpu]) == 0
         head, verdict, *measured = capsys.readouterr().out.splitlines()
         assert head.startswith(f"{model} ({model[-2]}") and verdict.startswith("it fits" if fits else "it does not fit")
-        assert measured and all(
-            re.match(r"measured on .*: [\d.]+ GB with \d x 2,048 tokens", line) for line in measured
-        )
-    assert main(["doctor", "--model", "llama-3.2-1b", "--gpu", "voodoo"]) == 2
-    assert "unknown GPU" in capsys.readouterr().err
-    assert main(["doctor", "--model", str(tmp_path)]) == 2
-    assert "no readable config.json" in capsys.readouterr().err
+        told = [re.match(r"measured on .*: [\d.]+ GB with \d x 2,048 tokens", line) for line in measured]
+        assert told and all(told)
+    for words, told in ((["llama-3.2-1b", "--gpu", "voodoo"], "unknown GPU"), ([str(tmp_path)], "no readable config")):
+        assert main(["doctor", "--model", *words]) == 2 and told in capsys.readouterr().err
 
 
 def test_an_unforeseen_error_is_one_line_without_debug(monkeypatch, capsys):

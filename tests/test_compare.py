@@ -6,37 +6,11 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from evaluations import SETTINGS, VERSIONS, write
 from scipy import stats
 
 from iris import InputError, record
 from iris.compare import bootstrap, compare, holm, paired, sign_flip
-
-VERSIONS = {"torch": "2.13.0", "transformers": "5.17.0", "peft": "0.21.2", "lm_eval": "0.4.13"}
-SETTINGS = {"precision": "fp32", "device": "cpu", "batch_size": 8, "limit": None, "num_fewshot": 0}
-
-
-def write(path, tasks, kind="evaluation", versions=VERSIONS, model=None, **changes):
-    """A record at `path` of {task: (metric, higher_is_better, columns)}; `changes` are of it or of each task."""
-    of_record = {key: changes.pop(key) for key in ("status", "settings", "adapter") if key in changes}
-    base = {"id": "a", "revision": None, "digest": "0"} | (model or {})
-    made = record.Record(kind, path.stem, base, **{"status": "finished", "settings": SETTINGS} | of_record)
-    made.environment["packages"] = dict(versions)
-    items = {}
-    for task, (metric, higher, columns) in tasks.items():
-        items[task] = {"id": [str(i) for i in range(len(columns["value"]))], **columns}
-        values = np.average(columns["value"], weights=columns.get("weight")), 0.01
-        made.tasks[task] = {"metric": metric, "value": float(values[0]), "stderr": 0.01, "higher_is_better": higher}
-        made.tasks[task] |= {"n": len(columns["value"]), "version": 1.0, "num_fewshot": 0, "items_hash": "h"} | changes
-        made.tasks[task] |= {"parts": ["haiku", "sonnet"]} if task == "poetry_form" else {}
-        made.tasks[task] |= {"items_digest": record.digest_of(items[task])}
-        others = {name: column for name, column in columns.items() if name not in ("value", "weight")}
-        made.tasks[task]["others"] = {
-            name: {"value": float(np.nanmean(np.array(column, float))), "higher_is_better": True, "stderr": 0.1}
-            for name, column in others.items()
-        }
-    record.write_items(path, items)
-    record.write(made, path)
-    return path
 
 
 def binary(rng, n, p):
@@ -65,9 +39,8 @@ def test_sign_flip_equals_scipy_exactly_when_small_and_closely_when_large():
     rng = np.random.default_rng(1)
     for n, resamples, tolerance in ((9, 10_000, 1e-12), (60, 10_000, 0.01)):
         difference, weight = rng.normal(0.3, 1, n), rng.integers(20, 300, n).astype(float)
-        expected = stats.permutation_test(
-            (difference * weight,), np.sum, permutation_type="samples", n_resamples=100_000, rng=0
-        ).pvalue
+        given = {"permutation_type": "samples", "n_resamples": 100_000, "rng": 0}
+        expected = stats.permutation_test((difference * weight,), np.sum, **given).pvalue
         assert sign_flip(difference, weight, resamples, rng) == pytest.approx(expected, abs=tolerance)
 
 
@@ -118,14 +91,12 @@ def pair(tmp_path):
             "arc_challenge": ("acc_norm", True, {"value": arc.tolist()}),
             "hellaswag": ("acc_norm", True, {"value": same.tolist()}),
             "poetry_verses": ("bits_per_byte", False, {"value": bits.tolist(), "weight": weight.tolist()}),
-            "poetry_form": ("keeps", True, {"value": [0.25] * 50, "rhyme": rhyme}),
+            "poetry_form": ("keeps", True, {"value": [0.25] * 50, "rhyme": rhyme}, {"parts": ["haiku", "sonnet"]}),
         }
 
+    more = [r if r is None else r + 0.1 + r / 10 for r in rhyme]
     first = write(tmp_path / "base.json", tasks(base, bits, rhyme))
-    second = write(
-        tmp_path / "tuned.json", tasks(better, bits - 0.2, [r if r is None else r + 0.1 + r / 10 for r in rhyme])
-    )
-    return first, second
+    return first, write(tmp_path / "tuned.json", tasks(better, bits - 0.2, more))
 
 
 def test_a_comparison_says_what_is_clear_of_noise(pair):

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import small_llama
 import torch
-from conftest import SHARED
 from safetensors.torch import load_file, save_file
 
 from iris import InputError, RunError, compare, record
@@ -78,13 +77,6 @@ def write_task(folder, task, source, files):
         f"include: {source}\ntask: plain_{task}\ntag: plain\ndataset_path: json\ndataset_name: null\n"
         f"dataset_kwargs:\n  data_files:\n{data_files}"
     )
-
-
-@pytest.fixture(scope="session")
-def data():
-    if not SHARED.is_dir():
-        pytest.skip("the folder of real benchmark data is not beside this checkout")
-    return SHARED
 
 
 @pytest.fixture(scope="session")
@@ -239,10 +231,8 @@ def test_finished_tasks_are_reused_only_where_everything_agrees(
     (tmp_path / "data" / "arc_challenge").mkdir(parents=True)
     lines = [json.dumps(row) for row in files.read_file(tasks.data_file(data, "arc_challenge"))]
     (tmp_path / "data" / "arc_challenge" / "test.jsonl").write_text("\n".join(lines[:-1]))
-    for change in (
-        *({"limit": ITEMS - 1}, {"batch_size": 4}, {"precision": "bf16"}, {"adapters": [scaled]}),
-        {"data_dir": tmp_path / "data"},
-    ):
+    changes = {"limit": ITEMS - 1}, {"batch_size": 4}, {"precision": "bf16"}, {"adapters": [scaled]}
+    for change in (*changes, {"data_dir": tmp_path / "data"}):
         with pytest.raises(Ran):
             run(str(small_model), ["arc_challenge"], folder / "new.json", **given | change)
     monkeypatch.setattr(evaluate.metadata, "version", lambda name: "0")
@@ -334,16 +324,14 @@ def test_an_out_of_memory_batch_is_halved_and_said(capsys, monkeypatch):
 
 def test_two_processes_lose_no_item_and_count_none_twice(small_model, tmp_path, data):
     """Under accelerate launch; an odd number of items, of which lm-eval fills up the second process's share."""
-    words = ["-m", "iris", "evaluate", "--model", small_model, "--tasks", "poetry_verses,arc_challenge"]
-    words += ["--limit", "7", "--data-dir", data]
-    for processes in (1, 2):
-        launch = ["--multi_gpu", "--num_processes", "2", "--main_process_port", "0"] if processes == 2 else []
-        command = [sys.executable, *(["-m", "accelerate.commands.launch", *launch] if launch else [])]
-        command += [*words, "--out", tmp_path / str(processes) / "scores.json"]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-    alone, shared = (record.read(tmp_path / each / "scores.json") for each in "12")
-    items = [record.read_items(tmp_path / each / "scores.json") for each in "12"]
+    given = ["--tasks", "poetry_verses,arc_challenge", "--limit", "7", "--data-dir", data, "--out", tmp_path / "2.json"]
+    command = [sys.executable, *"-m accelerate.commands.launch --multi_gpu --num_processes 2".split()]
+    command += [*"--main_process_port 0 -m iris evaluate --model".split(), small_model, *given]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    run(str(small_model), ["poetry_verses", "arc_challenge"], tmp_path / "1.json", limit=7, data_dir=data)
+    alone, shared = (record.read(tmp_path / f"{each}.json") for each in "12")
+    items = [record.read_items(tmp_path / f"{each}.json") for each in "12"]
     assert shared.environment["processes"] == 2
     for task, scores in alone.tasks.items():
         assert shared.tasks[task]["n"] == scores["n"] == 7

@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 from libllama import LIB, Model
+from small_llama import make_model
 
 from iris import InputError, RunError, record
 from iris.data.template import load_tokenizer, render
@@ -44,34 +45,26 @@ ASK = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 # --- models, runs and the official converter --------------------------------------------------------------------------
 
 
-def make_base(folder: Path, tokenizer, size: int = 64, **config: object) -> Path:
-    """A small random Llama in bf16 with this tokenizer."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    torch.manual_seed(0)
-    shape = {"hidden_size": size, "intermediate_size": 2 * size, "num_hidden_layers": 2, "num_attention_heads": 4}
-    shape |= {"num_key_value_heads": 2, "vocab_size": len(tokenizer), "tie_word_embeddings": True, "rms_norm_eps": 1e-5}
-    ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    model = AutoModelForCausalLM.from_config(LlamaConfig(**shape | ids | config), dtype=torch.bfloat16)
-    model.save_pretrained(folder, max_shard_size="300KB" if size < 64 else "50GB")
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer) -> Path:
     """A random model of Llama-3.2-1B's pattern (tied, grouped queries, llama3 rope), narrow, with its tokenizer."""
     rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0}
     rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-    ids = {"bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009]}
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "max_position_embeddings": 131072, "eos_token_id": [128001, 128008, 128009]}
+    given = {"tie_word_embeddings": True, "rms_norm_eps": 1e-5, "initializer_range": 0.02, "rope_parameters": rope}
     folder = tmp_path_factory.mktemp("llama") / "Llama-3.2-Tiny"
-    return make_base(folder, llama_tokenizer, 256, max_position_embeddings=131072, rope_parameters=rope, **ids)
+    return make_model(folder, llama_tokenizer, dtype="bfloat16", **sizes, **given)
+
+
+def make_small(folder: Path, tokenizer, seed: int = 0) -> Path:
+    return make_model(folder, tokenizer, seed, "bfloat16", "300KB", num_hidden_layers=2, initializer_range=0.02)
 
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory, smollm2_tokenizer) -> Path:
-    """A base in several files, its embedding not tied."""
-    return make_base(tmp_path_factory.mktemp("small") / "base", smollm2_tokenizer, 32, tie_word_embeddings=False)
+    """A base in bf16 and in several files, its embedding not tied."""
+    return make_small(tmp_path_factory.mktemp("small") / "base", smollm2_tokenizer)
 
 
 def make_run(folder: Path, base: Path, status: str = "finished", **lora: object) -> Path:
@@ -106,9 +99,9 @@ def with_recipe(run: Path, **recipe: object) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
-    """A finished run on SmolLM2."""
-    return make_run(tmp_path_factory.mktemp("runs") / "lora", smollm2)
+def run(tmp_path_factory: pytest.TempPathFactory, small: Path) -> Path:
+    """A finished run on the small base."""
+    return make_run(tmp_path_factory.mktemp("runs") / "lora", small)
 
 
 @pytest.fixture(scope="session")
@@ -116,6 +109,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory, run: Path) -> Path:
     out = tmp_path_factory.mktemp("exports") / "poet"
     export.export(run, out, ["f16", "q8_0", "lora"])
     return out
+
+
+@pytest.fixture(scope="session", params=["smollm2", "tiny_llama"])
+def spoken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, object]:
+    """A model's folder, its date pinned; its GGUF; its tokenizer."""
+    folder = tmp_path_factory.mktemp("spoken") / request.param
+    shutil.copytree(request.getfixturevalue(request.param), folder)
+    export.pin_date(folder)
+    gguf_file.write(folder, folder.with_suffix(".gguf"), "q8_0", "Name")
+    return folder, folder.with_suffix(".gguf"), load_tokenizer(str(folder))
 
 
 @pytest.fixture(scope="session")
@@ -251,7 +254,10 @@ QUANTIZED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("quant", QUANTIZED)
+SLOW = [pytest.param(quant, marks=pytest.mark.slow) for quant in ("q5_k_m", "q6_k")]
+
+
+@pytest.mark.parametrize("quant", ["q4_0", "q4_k_m", *SLOW])
 def test_quantized_tensors_are_llama_quantizes(tmp_path: Path, smollm2: Path, quant: str) -> None:
     gguf_file.write(smollm2, tmp_path / "ours.gguf", quant, "Name")
     tensors = contents(tmp_path / "ours.gguf")[1]
@@ -259,9 +265,9 @@ def test_quantized_tensors_are_llama_quantizes(tmp_path: Path, smollm2: Path, qu
     assert found == QUANTIZED[quant]
 
 
-def test_the_adapter_alone_is_the_merged_model(tmp_path: Path, exported: Path, smollm2: Path) -> None:
+def test_the_adapter_alone_is_the_merged_model(tmp_path: Path, exported: Path, small: Path) -> None:
     """The engine loads it beside the base; logits are the merged model's but for the rounding to F16."""
-    gguf_file.write(smollm2, tmp_path / "base.gguf", "f16", "Base")
+    gguf_file.write(small, tmp_path / "base.gguf", "f16", "Base")
     base, merged = Model(tmp_path / "base.gguf", n_ctx=64), Model(next(exported.glob("*-F16.gguf")), n_ctx=64)
     ids = base.tokenize("The sea at night keeps its own counsel, and the gulls keep theirs.")
     wanted, bare = merged.logits(ids), base.logits(ids)
@@ -311,12 +317,10 @@ def strings() -> list[str]:
     return [*known, *mixed, *(noise() for _ in range(1000))]
 
 
-@pytest.mark.parametrize("model", ["smollm2", "tiny_llama"])
-def test_tokens_are_hugging_faces(tmp_path: Path, request: pytest.FixtureRequest, model: str) -> None:
+def test_tokens_are_hugging_faces(spoken: tuple) -> None:
     """llama.cpp and the Hugging Face tokenizer agree, where <|...|> is read as words and where it is read as tokens."""
-    folder = request.getfixturevalue(model)
-    gguf_file.write(folder, tmp_path / "m.gguf", "q8_0", "Name")
-    engine, tokenizer = Model(tmp_path / "m.gguf", n_ctx=64), load_tokenizer(str(folder))
+    _, file, tokenizer = spoken
+    engine = Model(file, n_ctx=64)
     texts = strings()
     assert len(set(texts)) >= 2000
     wrong = []
@@ -328,34 +332,28 @@ def test_tokens_are_hugging_faces(tmp_path: Path, request: pytest.FixtureRequest
     assert wrong == []
 
 
+TALK = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}, {"role": "user", "content": "C"}]
 ENDS = {"smollm2": ["<|im_end|>", "<|endoftext|>"], "tiny_llama": ["<|eot_id|>", "<|end_of_text|>", "<|eom_id|>"]}
 
 
-@pytest.mark.parametrize("model", ["smollm2", "tiny_llama"])
-def test_chat_in_llama_cpp(tmp_path: Path, request: pytest.FixtureRequest, model: str) -> None:
+def test_chat_in_llama_cpp(spoken: tuple) -> None:
     """The prompt has as many tokens as with the Hugging Face template (one BOS, the date pinned), and the end-of-turn
     token ends the answer by itself."""
     import xllamacpp
 
-    folder = tmp_path / "model"
-    shutil.copytree(request.getfixturevalue(model), folder)
-    export.pin_date(folder)
-    gguf_file.write(folder, tmp_path / "m.gguf", "q8_0", "Name")
-    tokenizer = load_tokenizer(str(folder))
-    ends = ENDS[model]
+    folder, file, tokenizer = spoken
     params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.verbosity, params.port = str(tmp_path / "m.gguf"), 512, -1, 0
+    params.model.path, params.n_ctx, params.verbosity, params.port = str(file), 512, -1, 0
     server = xllamacpp.Server(params)
     talks = [
         [{"role": "user", "content": "Write a haiku."}],
         [{"role": "system", "content": "You are a poet."}, {"role": "user", "content": "Go on."}],
-        [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}, {"role": "user", "content": "C"}],
+        TALK,
     ]
     for talk in talks:
         ids = tokenizer(render(tokenizer, talk, add_generation_prompt=True), add_special_tokens=False).input_ids
-        if model == "tiny_llama":
-            assert ids.count(tokenizer.bos_token_id) == 1
-        for end in ends:
+        assert folder.name == "smollm2" or ids.count(tokenizer.bos_token_id) == 1
+        for end in ENDS[folder.name]:
             forced = [[tokenizer.convert_tokens_to_ids(end), 1000.0]]
             request_body = {"messages": talk, "max_tokens": 4, "logit_bias": forced, "temperature": 0}
             answer = server.handle_chat_completions(request_body)
@@ -376,11 +374,8 @@ def ollama(text: str, system: str, talk: list[dict[str, str]]) -> str:
     return head.replace("{{ .System }}", system) + "".join(turns) + ask
 
 
-TALK = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}, {"role": "user", "content": "C"}]
 REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-TEMPLATES = {  # those after the first three are of bases on which an export once failed
-    "smollm2": None,
-    "tiny_llama": None,
+TEMPLATES = {  # each of a base on which an export once failed, but for the first
     "plain": TURNS + ASK,
     "no system": REFUSES + TURNS + ASK,
     "thinks": TURNS + ASK.replace("assistant\n", "assistant\n<think>\n"),
@@ -389,44 +384,49 @@ TEMPLATES = {  # those after the first three are of bases on which an export onc
 }
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_modelfile_asks_as_the_template(tmp_path: Path, request: pytest.FixtureRequest, name: str) -> None:
+def asks_as_the_template(folder: Path, tokenizer, systems: tuple[str, ...] = ("", "Be brief.")) -> None:
     """Without the BOS, which Ollama adds, and with the date pinned; its stop is the end of turn."""
-    folder = tmp_path / "model"
-    base = request.getfixturevalue("tiny_llama" if name == "tiny_llama" else "smollm2")
-    shutil.copytree(base, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    if TEMPLATES[name]:
-        (folder / "chat_template.jinja").write_text(TEMPLATES[name])
-    export.pin_date(folder)
-    text, tokenizer = export.modelfile(folder, "x.gguf"), load_tokenizer(str(folder))
-    if name in ("numbered", "braces"):
-        assert text is None
-        return
-    assert text.startswith("FROM ./x.gguf\n")
-    assert text.endswith(f'PARAMETER stop "{"<|eot_id|>" if name == "tiny_llama" else "<|im_end|>"}"\n')
-    for system in ("", "Be brief.") if name != "no system" else ("",):
+    text = export.modelfile(folder, "x.gguf")
+    assert text.startswith("FROM ./x.gguf\n") and text.endswith(f'PARAMETER stop "{tokenizer.eos_token}"\n')
+    bos = "<|begin_of_text|>" if tokenizer.bos_token == "<|begin_of_text|>" else ""
+    for system in systems:
         turns = [{"role": "system", "content": system}] * bool(system) + TALK
-        bos = "<|begin_of_text|>" if name == "tiny_llama" else ""
         assert bos + ollama(text, system, TALK) == render(tokenizer, turns, add_generation_prompt=True)
+
+
+def test_modelfile_asks_as_the_template(spoken: tuple) -> None:
+    folder, _, tokenizer = spoken
+    assert tokenizer.eos_token == ENDS[folder.name][0]
+    asks_as_the_template(folder, tokenizer)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_modelfile_of_another_template(tmp_path: Path, smollm2: Path, name: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(smollm2, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    (folder / "chat_template.jinja").write_text(TEMPLATES[name])
+    export.pin_date(folder)
+    if name in ("numbered", "braces"):
+        assert export.modelfile(folder, "x.gguf") is None
+    else:
+        asks_as_the_template(folder, load_tokenizer(str(folder)), ("",) if name == "no system" else ("", "Be brief."))
 
 
 def test_an_added_token_is_exported(tmp_path: Path, smollm2_tokenizer) -> None:
     """One that stands in llama.cpp's test text, by which pre-tokenizers are told apart."""
     tokenizer = load_tokenizer(str(smollm2_tokenizer.name_or_path))
     tokenizer.add_tokens(["🚀"])
-    gguf_file.write(make_base(tmp_path / "base", tokenizer), tmp_path / "m.gguf", "q8_0", "Name")
+    gguf_file.write(make_small(tmp_path / "base", tokenizer), tmp_path / "m.gguf", "q8_0", "Name")
     engine = Model(tmp_path / "m.gguf", n_ctx=64)
     for text in ("🚀", "up 🚀 and away", "no rocket 🌊"):
         assert engine.tokenize(text) == tokenizer(text, add_special_tokens=False).input_ids
 
 
-def test_what_cannot_be_exported_is_told_before_training(small: Path, smollm2_tokenizer, capsys) -> None:
-    import small_llama
-
-    source, other = load.resolve(str(small)), small_llama.make_tokenizer()
+def test_what_cannot_be_exported_is_told_before_training(small: Path, smollm2_tokenizer, small_tokenizer, capsys):
+    source = load.resolve(str(small))
     load.check(source, smollm2_tokenizer)
     assert not capsys.readouterr().out
-    load.check(source, other)
+    load.check(source, small_tokenizer)
     assert "`iris export` will refuse" in capsys.readouterr().out
     rope = {"rope_parameters": {"rope_type": "linear", "factor": 4.0}}
     with pytest.raises(InputError, match="rope scaling 'linear' is not supported"):
@@ -513,7 +513,8 @@ def test_the_gguf_says_whether_it_was_taught_plans(tmp_path: Path, small: Path) 
 
 
 def test_another_base_adapter_or_tokenizer(tmp_path: Path, small: Path, smollm2_tokenizer) -> None:
-    run = with_recipe(make_run(tmp_path / "run", small), model=str(make_base(tmp_path / "other", smollm2_tokenizer)))
+    other = make_small(tmp_path / "other", smollm2_tokenizer, seed=1)
+    run = with_recipe(make_run(tmp_path / "run", small), model=str(other))
     with pytest.raises(InputError, match=r"another base.*the weights differ"):
         export.export(run, tmp_path / "out", ["f16"])
     with_recipe(run, model=str(small))
@@ -532,8 +533,8 @@ def test_another_base_adapter_or_tokenizer(tmp_path: Path, small: Path, smollm2_
 def test_a_full_disk_or_ctrl_c_leaves_nothing(tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk is seen before the work where it can be, cleaned up after where it cannot."""
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**8))
-    with pytest.raises(InputError, match=r"has 0\.1 GB free and the export takes 0\.4 GB"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**6))
+    with pytest.raises(InputError, match=r"GB free and the export takes .* GB"):
         export.export(run, tmp_path / "out", ["q8_0"])
     monkeypatch.undo()
 
@@ -547,22 +548,6 @@ def test_a_full_disk_or_ctrl_c_leaves_nothing(tmp_path: Path, run: Path, monkeyp
         with pytest.raises(kind, match=match):
             export.export(run, tmp_path / "out", ["q8_0"])
         assert list(tmp_path.iterdir()) == []
-
-
-def test_a_damaged_folder(tmp_path: Path, exported: Path) -> None:
-    folder = tmp_path / "damaged"
-    shutil.copytree(exported, folder, ignore=shutil.ignore_patterns("merged", "*F16*"))
-    export.write_sums(folder)
-    export.check_sums(folder)
-    file = next(folder.glob("*.gguf"))
-    whole = bytearray(file.read_bytes())
-    whole[len(whole) // 2] ^= 1
-    file.write_bytes(whole)
-    with pytest.raises(RunError, match="missing or damaged; export again"):
-        export.check_sums(folder)
-    file.unlink()
-    with pytest.raises(RunError, match="missing or damaged"):
-        export.check_sums(folder)
 
 
 def test_unsloths_adapters_name_a_4_bit_base(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

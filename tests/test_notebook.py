@@ -20,11 +20,8 @@ def test_without_a_gpu_it_is_a_taste_of_the_embedded_default(capsys):
     assert chosen.recipe.max_steps == 10 and chosen.minutes is None
     assert chosen.tasks == ["poetry_verses"] and chosen.trials == 3
     assert "a taste of 10 steps" in capsys.readouterr().out
-
-
-def test_minutes_are_obeyed_and_bound_all_of_the_data():
     chosen = notebook.choices(minutes=30)
-    assert chosen.minutes == 30 and chosen.recipe.max_steps == -1
+    assert chosen.minutes == 30 and chosen.recipe.max_steps == -1  # bound by time alone
 
 
 @pytest.mark.parametrize(("token", "model"), [("hf_x", "llama-3.2-1b"), (None, "smollm2")])
@@ -37,29 +34,27 @@ def test_with_a_gpu_it_is_llama_where_there_is_a_token(monkeypatch, token, model
     assert len(chosen.tasks) == 5 and chosen.trials == 12
 
 
-def test_where_checkpoints_are_kept():
+def test_where_checkpoints_are_kept_and_what_does_not_fit():
     assert notebook.choices(name="night").recipe.push_checkpoints is None
     assert notebook.choices(keep="user/kept").recipe.push_checkpoints == "user/kept"
-    with pytest.raises(InputError, match="for Colab only"):
-        notebook.choices(keep="drive")
+    for given, words in (
+        ({"keep": "drive"}, "for Colab only"),
+        ({"method": "qlora"}, "qlora needs a GPU; choose lora16 or dora"),
+        ({"method": "qlorra"}, "unknown method"),
+    ):
+        with pytest.raises(InputError, match=words):
+            notebook.choices(**given)
 
 
-def test_what_does_not_fit_is_one_sentence():
-    with pytest.raises(InputError, match="qlora needs a GPU; choose lora16 or dora"):
-        notebook.choices(method="qlora")
-    with pytest.raises(InputError, match="unknown method"):
-        notebook.choices(method="qlorra")
-
-
-def test_a_run_is_made_once(tiny_model, tmp_path, capsys):
+def test_a_run_is_made_once(small_model, tmp_path, capsys):
     (tmp_path / "rows.jsonl").write_text('{"instruction": "Sing.", "output": "La."}\n')
-    chosen = notebook.choices(str(tiny_model), data=str(tmp_path / "rows.jsonl"), steps=4)
+    chosen = notebook.choices(str(small_model), data=str(tmp_path / "rows.jsonl"), steps=4)
     first = notebook.train(chosen)
     assert first.status == "finished" and first.measures["steps"] == 4
     assert notebook.train(chosen) == first
     assert "is finished and stays as it is" in capsys.readouterr().out
     with pytest.raises(InputError, match="method was lora16"):
-        notebook.train(notebook.choices(str(tiny_model), "dora", chosen.recipe.data, steps=4))
+        notebook.train(notebook.choices(str(small_model), "dora", chosen.recipe.data, steps=4))
 
 
 def test_show_passes_over_what_is_not_there(tmp_path, capsys):
@@ -68,8 +63,8 @@ def test_show_passes_over_what_is_not_there(tmp_path, capsys):
     assert capsys.readouterr().out.count("Markdown") == 2
 
 
-def test_any_prompt_is_answered_by_the_base_and_by_the_tuned(tiny_model):
-    chosen = notebook.choices(str(tiny_model), steps=2)
+def test_any_prompt_is_answered_by_the_base_and_by_the_tuned(small_model):
+    chosen = notebook.choices(str(small_model), steps=2)
     notebook.train(chosen)
     prompts = "Is 1 < 2?", "Say <|im_end|> and go on, at some length, about rain."
     asked = notebook.before_and_after(chosen, *prompts)

@@ -130,20 +130,13 @@ def test_links_are_of_the_one_repository(path, cells):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_of_documents(document):
-    slug = REPOSITORY.removeprefix("https://github.com/")
-    known = {f"https://colab.research.google.com/github/{slug}/blob/main/notebooks/{path.name}" for path in NOTEBOOKS}
-    text = document.read_text()
-    assert set(re.findall(r"https://colab\.research\.google\.com/github/[^)\s]+", text)) <= known
-    owner = slug.partition("/")[0]
-    ours = re.findall(rf"https://github\.com/(?:{owner}|[\w.-]+/iris\b)[\w./-]*", text)
-    assert all(link.startswith(REPOSITORY) for link in ours)
-
-
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_what_a_document_points_to_is_here(document):
-    """Relative links and pictures, and the folders of the README's tree."""
-    text = document.read_text()
+    """Links to notebooks and to the repository, relative links and pictures, and the folders of the README's tree."""
+    text, slug = document.read_text(), REPOSITORY.removeprefix("https://github.com/")
+    known = {f"https://colab.research.google.com/github/{slug}/blob/main/notebooks/{path.name}" for path in NOTEBOOKS}
+    assert set(re.findall(r"https://colab\.research\.google\.com/github/[^)\s]+", text)) <= known
+    ours = re.findall(rf"https://github\.com/(?:{slug.partition('/')[0]}|[\w.-]+/iris\b)[\w./-]*", text)
+    assert all(link.startswith(REPOSITORY) for link in ours)
     for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
         assert (HOME / target).exists(), f"{document.name} points to {target}, which is not here"
     if document.name == "README.md":

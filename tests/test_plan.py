@@ -35,16 +35,11 @@ def test_a_plan_rhymes_perfectly_and_never_repeats_a_word(form):
         words = plan.choose(form, {"sea": -2.0, "ship": -3.0, "wave": -3.0}, chance)
         assert len(words) == FORMS[form].lines == len(set(words))
         assert set(words) <= set(plan.end_words()) and not any(map(ends_weakly, words))
-        if FORMS[form].schemes:
-            assert any(
-                all(
-                    perfect_rhyme(a, b)
-                    for i, a in enumerate(words)
-                    for j, b in enumerate(words[:i])
-                    if scheme[i] == scheme[j]
-                )
-                for scheme in FORMS[form].schemes
-            )
+        pairs = [(i, j) for i in range(len(words)) for j in range(i)]
+        assert not FORMS[form].schemes or any(
+            all(perfect_rhyme(words[i], words[j]) for i, j in pairs if scheme[i] == scheme[j])
+            for scheme in FORMS[form].schemes
+        )
 
 
 def test_a_plan_is_near_to_the_theme():
@@ -61,18 +56,14 @@ def rows_of(*talks: tuple[str, ...]) -> Dataset:
 
 def test_poems_in_any_data_get_a_second_row_that_names_their_end_words():
     haiku = "Old pond, still as glass:\na frog jumps into its sky,\nand the sky comes back."
-    dataset = rows_of(
-        ("Two lines?", COUPLET, "And a haiku?", haiku),
-        ("A list", "milk\nbread"),
-        ("Say a. End the lines with: a.", "a"),
-    )
+    plain = ("A list", "milk\nbread"), ("Say a. End the lines with: a.", "a")
+    dataset = rows_of(("Two lines?", COUPLET, "And a haiku?", haiku), *plain)
     add_plans(dataset, 1.0, 0)
     assert dataset.planned == 2
     first, second = dataset.rows[3:]
     assert [turn["content"] for turn in first] == ["Two lines? End the lines with: score, shore.", COUPLET]
-    assert (
-        second[2]["content"] == "And a haiku? End the lines with: glass, sky, back." and second[3]["content"] == haiku
-    )
+    assert second[2]["content"] == "And a haiku? End the lines with: glass, sky, back."
+    assert second[3]["content"] == haiku
     assert second[1]["train"] is False and "train" not in second[3]  # learned once, in the row it came from
 
 

@@ -4,14 +4,11 @@ import gzip
 import importlib.util
 import json
 import math
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_tiny_model
+from small_llama import make_model
 
 from iris import record
 from iris.data import template
@@ -71,9 +68,8 @@ def bits_by_hand(model, tokenizer, row):
     """Bits of the poem's tokens in the template's own rendering of the exchange, and the poem's bytes."""
     request, poem = first_exchange(row)
     messages = [{"role": "user", "content": request}]
-    prompt = tokenizer(
-        template.render(tokenizer, messages, add_generation_prompt=True), add_special_tokens=False
-    ).input_ids
+    rendered = template.render(tokenizer, messages, add_generation_prompt=True)
+    prompt = tokenizer(rendered, add_special_tokens=False).input_ids
     whole = template.encode(tokenizer, [*messages, {"role": "assistant", "content": poem}]).input_ids
     assert whole[: len(prompt)] == prompt
     end = len(prompt) + len(tokenizer(poem, add_special_tokens=False).input_ids)
@@ -127,7 +123,7 @@ def test_lm_eval_sees_the_ids_of_the_template(measured, small_tokenizer, smollm2
 
 
 def test_llama_renders_with_its_date_pinned_and_one_bos(llama_tokenizer, tmp_path):
-    model = make_tiny_model(tmp_path / "model", llama_tokenizer)
+    model = make_model(tmp_path / "model", llama_tokenizer)
     evaluate(str(model), ["poetry_verses"], tmp_path / "llama.json", limit=2)
     for sample in samples(tmp_path / "llama.json", "poetry_verses"):
         context, poem = sample["arguments"][0]
@@ -136,13 +132,17 @@ def test_llama_renders_with_its_date_pinned_and_one_bos(llama_tokenizer, tmp_pat
         assert context.endswith("assistant<|end_header_id|>\n\n") and poem == sample["doc"]["poem"]
 
 
-def test_the_stock_command_runs_the_group_with_the_same_scores_and_samples(small_model, measured, tmp_path):
-    command = [Path(sys.executable).with_name("lm_eval"), "run", "--include_path", tasks.OURS]
-    command += ["--tasks", "poetry", "--apply_chat_template", "--limit", str(REQUESTS), "--batch_size", "16"]
-    command += ["--model", "hf", "--device", "cpu", "--model_args", f"pretrained={small_model},dtype=float32"]
-    command += ["--log_samples", "--output_path", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_the_stock_command_runs_the_group_with_the_same_scores_and_samples(
+    small_model, measured, tmp_path, monkeypatch, capsys
+):
+    """`lm_eval run`, whose own entry is called here."""
+    from lm_eval.__main__ import cli_evaluate
+
+    words = ["--include_path", tasks.OURS, "--tasks", "poetry", "--apply_chat_template", "--limit", REQUESTS]
+    words += ["--batch_size", 16, "--model", "hf", "--device", "cpu", "--log_samples", "--output_path", tmp_path]
+    words += ["--model_args", f"pretrained={small_model},dtype=float32"]
+    monkeypatch.setattr(sys, "argv", ["lm_eval", "run", *map(str, words)])
+    cli_evaluate()
     (path,) = tmp_path.rglob("results_*.json")
     results = json.loads(path.read_text())["results"]
     for task, entry in record.read(measured).tasks.items():
@@ -182,10 +182,9 @@ def test_each_request_is_answered_four_times_and_cut_texts_are_told_from_ended_o
     assert entry["others"]["ended"]["value"] == pytest.approx(1 - cut / (4 * REQUESTS))
     assert entry["n"] == REQUESTS - REQUESTS // 6 and entry["parts"][0] == "haiku"  # over the fixed forms
     assert {"haiku keeps", "sonnet strict", "free looped"} < set(entry["others"])
-    assert {name for name in entry["others"] if " " not in name} == {
-        *("form_score", "strict", "rhyme", "metre", "ended", "weak_ends", "broken_ends", "both_sides", "looped"),
-        *("distinct_2", "longest_copy", "near_copy"),
-    }
+    measures = "form_score strict rhyme metre ended weak_ends broken_ends both_sides looped distinct_2"
+    measures += " longest_copy near_copy"
+    assert {name for name in entry["others"] if " " not in name} == set(measures.split())
     columns = record.read_items(measured)["poetry_form"]
     asked = [row["form"] for row in REQUEST_ROWS[:REQUESTS]]
     unasked = {"value": "free", "strict": "free", "rhyme": "haiku free", "metre": "couplet quatrain free"}
@@ -219,23 +218,20 @@ def test_rhyme_counts_lines_that_rhyme_nearby_and_no_repeats():
 
 
 @pytest.mark.parametrize(
-    ("text", "name", "value"),
+    ("name", "value", "texts"),
     [
-        (HAIKU + "\nuser\nNow one about rain.", "both_sides", 1),
-        (HAIKU + "\n\nUser: and another?", "both_sides", 1),
-        (HAIKU + "\n### Human:\nmore", "both_sides", 1),
-        ("The user of the boat\nis human: so am I\nand both of us can float\nas long as it is dry", "both_sides", 0),
-        (HAIKU, "both_sides", 0),
-        ("the sea the sea the sea the sea", "looped", 1),
-        ("rain on the roof\na\nrain on the roof\nb\nRain, on the roof!", "looped", 1),
-        ("again again again", "looped", 0),
-        (HAIKU, "looped", 0),
-        ("a b a b", "distinct_2", pytest.approx(2 / 3)),
-        ("a", "distinct_2", 0),
+        ("both_sides", 1, (
+            HAIKU + "\nuser\nNow one about rain.", HAIKU + "\n\nUser: and another?", HAIKU + "\n### Human:\nmore")),
+        ("both_sides", 0, (
+            HAIKU, "The user of the boat\nis human: so am I\nand both of us can float\nas long as it is dry")),
+        ("looped", 1, ("the sea the sea the sea the sea", "rain on the roof\na\n" * 2 + "Rain, on the roof!")),
+        ("looped", 0, (HAIKU, "again again again")),
+        ("distinct_2", pytest.approx(2 / 3), ("a b a b",)),
+        ("distinct_2", 0, ("a",)),
     ],
-)
-def test_what_goes_wrong_is_seen(text, name, value):
-    assert form.score(text, "free")[name] == value
+)  # fmt: skip
+def test_what_goes_wrong_is_seen(name, value, texts):
+    assert [form.score(text, "free")[name] for text in texts] == [value] * len(texts)
 
 
 def test_a_copy_of_a_training_poem_is_seen_and_held_out_poems_are_none():

@@ -13,6 +13,7 @@ import time
 import tomllib
 from pathlib import Path
 
+import evaluations
 import pytest
 from hub_server import ALWAYS, TOKEN, HubServer, sentence
 
@@ -70,27 +71,13 @@ def exported(tmp_path):
     return make_export(tmp_path / "export")
 
 
-def evaluation(results: Path, name: str, adapter: str | None, value: float, base: str = smollm2.ID) -> None:
+def evaluation(results: Path, name: str, adapter: str | None, value: float) -> None:
     """A record of two tasks with their items."""
     noise = random.Random(name)
-    items, tasks = {}, {}
-    for task, metric in (("hellaswag", "acc_norm"), ("poetry_form", "keeps")):
-        scores = [float(noise.random() < value) for _ in range(200)]
-        items[task] = {"id": list(range(200)), "value": scores}
-        entry = {"metric": metric, "value": sum(scores) / 200, "stderr": 0.03, "n": 200, "higher_is_better": True}
-        digest = record.digest_of(items[task])
-        tasks[task] = entry | {"version": 1.0, "num_fewshot": 0, "items_digest": digest, "others": {}}
-    one = record.Record(
-        kind="evaluation",
-        name=name,
-        model={"id": base, "revision": None, "digest": None},
-        status="finished",
-        adapter={"path": "/home/somebody/a", "digest": adapter, "method": "dora"} if adapter else None,
-        settings={"precision": "bf16", "device": "cuda", "batch_size": 32, "num_fewshot": 0},
-        tasks=tasks,
-    )
-    record.write(one, results / f"{name}.json")
-    record.write_items(results / f"{name}.json", items)
+    drawn = [{"value": [float(noise.random() < value) for _ in range(200)]} for _ in range(2)]
+    tasks = {"hellaswag": ("acc_norm", True, drawn[0]), "poetry_form": ("keeps", True, drawn[1])}
+    tuned = {"path": "/home/somebody/a", "digest": adapter, "method": "dora"} if adapter else None
+    evaluations.write(results / f"{name}.json", tasks, model={"id": smollm2.ID}, adapter=tuned)
 
 
 @pytest.fixture
@@ -182,13 +169,8 @@ def test_the_card(exported, results, tmp_path):
         ("Rowan/hellaswag", "acc_norm"): mine["hellaswag"]["value"],
         ("iris-poetry-form", "keeps"): mine["poetry_form"]["value"],
     }
-    for said in (
-        f"{mine['hellaswag']['value']:.4f} ± 0.0300",
-        "better, clear of noise",
-        "12,345 rows",
-        "user/smol-poet:Q4_0",
-    ):
-        assert said in card.text, said
+    measured = "{value:.4f} ± {stderr:.4f}".format(**mine["hellaswag"])
+    assert all(said in card.text for said in (measured, "better, clear of noise", "12,345 rows", "user/smol-poet:Q4_0"))
     assert "| other" not in card.text and "Llama" not in card.text and "\n\n\n" not in card.text
     publish.publish(exported, REPO, dry_run=tmp_path / "none", results=tmp_path / "none")
     card = ModelCard.load(tmp_path / "none" / "model" / "README.md")
@@ -202,13 +184,10 @@ def test_the_card(exported, results, tmp_path):
         ({"id": "/home/somebody/poems.jsonl", "revision": None}, None, "poems.jsonl"),
         ({"id": "data/poems.jsonl", "revision": "sha256:12"}, None, "poems.jsonl"),
         ({"id": "verses", "revision": None}, None, "Iris' own verses"),
-        (
-            {"id": "a/b,data/c.csv", "parts": [{"id": "a/b", "revision": COMMIT}, {"id": "data/c.csv"}]},
-            ["a/b"],
-            "[a/b](https://huggingface.co/datasets/a/b), revision 0123456789, c.csv",
-        ),
+        ({"id": "a/b,data/c.csv", "parts": [{"id": "a/b", "revision": COMMIT}, {"id": "data/c.csv"}]}, ["a/b"],
+         "[a/b](https://huggingface.co/datasets/a/b), revision 0123456789, c.csv"),
     ],
-)
+)  # fmt: skip
 def test_only_data_sets_of_the_hub_are_named(exported, tmp_path, data, named, told):
     from huggingface_hub import ModelCard
 
@@ -223,12 +202,22 @@ def test_only_data_sets_of_the_hub_are_named(exported, tmp_path, data, named, to
     assert "somebody" not in public and "data/" not in public and "./" not in public
 
 
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory) -> Path:
+    """What a dry run writes."""
+    folder = tmp_path_factory.mktemp("staged")
+    publish.publish(make_export(folder / "export"), REPO, SPACE, dry_run=folder / "dry", results=folder / "none")
+    return folder / "dry"
+
+
 @pytest.mark.parametrize(("hardware", "python"), [("zero-a10g", "3.10.13"), ("cpu-basic", "3.11")])
-def test_the_space(exported, tmp_path, hardware, python):
+def test_the_space(exported, staged, tmp_path, hardware, python):
     from huggingface_hub import SpaceCard
 
-    publish.publish(exported, REPO, SPACE, hardware=hardware, dry_run=tmp_path / "dry", results=tmp_path / "none")
-    folder = tmp_path / "dry" / "space"
+    folder = staged / "space"
+    if hardware != "zero-a10g":
+        publish.publish(exported, REPO, SPACE, hardware=hardware, dry_run=tmp_path / "dry", results=tmp_path)
+        folder = tmp_path / "dry" / "space"
     said = SpaceCard.load(folder / "README.md").data.to_dict()
     pins = (folder / "requirements.txt").read_text()
     assert (ROOT / "app.py").read_text().endswith((folder / "app.py").read_text())
@@ -246,12 +235,8 @@ def test_everything_in_the_package_is_installed_with_it():
     """So that nothing needs a clone: each file that is not Python's is named in pyproject.toml."""
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     source = ROOT / "src"
-    named = {
-        path
-        for name, kinds in declared.items()
-        for kind in kinds
-        for path in (source / name.replace(".", "/")).glob(kind)
-    }
+    globs = ((source / name.replace(".", "/"), kind) for name, kinds in declared.items() for kind in kinds)
+    named = {path for folder, kind in globs for path in folder.glob(kind)}
     there = {path for path in (source / "iris").rglob("*.*") if path.is_file() and path.suffix not in (".py", ".pyc")}
     assert len(there) > 20 and there <= named
 
@@ -277,10 +262,9 @@ def test_a_static_space(server, exported, tmp_path, monkeypatch):
     assert server.repos["space", SPACE].sdk == "static"
 
 
-def test_the_space_runs_on_old_and_new_pythons(exported, tmp_path):
+def test_the_space_runs_on_old_and_new_pythons(staged):
     """No newer syntax and no newer library call than 3.10's, which is the one that ZeroGPU certainly has."""
-    publish.publish(exported, REPO, SPACE, dry_run=tmp_path / "dry", results=tmp_path)
-    files = [str(path) for path in (tmp_path / "dry" / "space").rglob("*.py")]
+    files = [str(path) for path in (staged / "space").rglob("*.py")]
     assert len(files) > 10
     for command in (
         ["ruff", "check", "--isolated", "--target-version=py310", "--select=E9,F"],
@@ -302,52 +286,45 @@ def GPU(task):
 """
 
 
-def test_the_space_starts_and_writes(exported, tmp_path):
-    """From its own folder, with the package that is there in a Space on ZeroGPU; test_app.py has it without."""
-    publish.publish(exported, REPO, SPACE, dry_run=tmp_path / "dry", results=tmp_path / "none")
-    folder = tmp_path / "dry" / "space"
+def test_the_space_starts(staged, tmp_path):
+    """From its own folder, with the package that is there in a Space on ZeroGPU; test_app.py has it without, and
+    writing. Nothing of Iris comes from elsewhere, and nothing heavy is read."""
+    folder = staged / "space"
     (tmp_path / "spaces.py").write_text(FAKE_SPACES)
     code = f"""
-import json, os, runpy, sys, urllib.request
+import runpy, sys
 from pathlib import Path
 sys.path[:] = [{str(folder)!r}, *sys.path, {str(tmp_path)!r}]
 runpy.run_path("app.py", run_name="space")
 from iris.space.app import open_room
 assert sys.modules["spaces"].asked == ["ask_for_gpu"]
-blocks, options = open_room(Path("room.json"))
-modules = [name for name, module in sys.modules.items() if name.split(".")[0] == "iris"]
+open_room(Path("room.json"))
+modules = [name for name in sys.modules if name.split(".")[0] == "iris"]
 strangers = [name for name in modules if not str(sys.modules[name].__file__).startswith({str(folder)!r})]
-assert not strangers, strangers
+assert modules and not strangers, strangers
 assert not [name for name in ("torch", "transformers", "peft") if name in sys.modules]
-blocks.launch(**options | {{"mcp_server": False}}, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
-address = blocks.local_url + "gradio_api/call/poem"
-asked = urllib.request.Request(address, b'{{"data": ["rain"]}}', {{"Content-Type": "application/json"}})
-event = json.load(urllib.request.urlopen(asked, timeout=120))["event_id"]
-written = urllib.request.urlopen(address + "/" + event, timeout=120).read().decode()
-assert "event: complete" in written, written
-print("it writes")
-sys.stdout.flush()
+print("it starts", flush=True)
+import os
 os._exit(0)
 """
     env = {k: v for k, v in os.environ.items() if not k.startswith(("IRIS_MODEL", "IRIS_BASE", "PYTHON"))}
-    env |= {"IRIS_MODEL": "smollm2", "IRIS_BASE": "smollm2", "no_proxy": "127.0.0.1,localhost"}
+    env |= {"IRIS_MODEL": "smollm2", "IRIS_BASE": "smollm2"}
     run = [sys.executable, "-I", "-c", code]
     done = subprocess.run(run, cwd=folder, env=env, capture_output=True, text=True, timeout=280)
-    assert "it writes" in done.stdout, done.stderr[-2000:]
+    assert "it starts" in done.stdout, done.stderr[-2000:]
 
 
 def test_what_cannot_be_published_is_told_first(server, exported, tmp_path, monkeypatch):
     refused(InputError, "not of the form USER/NAME", publish.publish, exported, "poet")
     refused(InputError, "not of the form USER/NAME", publish.publish, exported, REPO, "room")
+    options = {"dry_run": tmp_path / "dry"}
     for name in ("me/a--b", "me/a..b", "me/.hid", "me/x.git", "me/" + 97 * "a", "me/a/b", "mé/a"):
         for words in ((name,), (REPO, name)):
-            refused(
-                InputError, "nothing can be published as", publish.publish, exported, *words, dry_run=tmp_path / "dry"
-            )
+            refused(InputError, "nothing can be published as", publish.publish, exported, *words, **options)
     refused(InputError, "unknown hardware 'gpu'; known: static", publish.publish, exported, REPO, hardware="gpu")
     refused(InputError, "no SHA256SUMS", publish.publish, tmp_path, REPO)
     (exported / "stray.txt").write_text(TOKEN)  # not listed, so never pushed
-    publish.publish(exported, REPO, dry_run=tmp_path / "dry", results=tmp_path)
+    publish.publish(exported, REPO, results=tmp_path, **options)
     assert not (tmp_path / "dry" / "model" / "stray.txt").exists()
     with monkeypatch.context() as patched:
         patched.delenv("HF_TOKEN")
@@ -493,18 +470,14 @@ def test_a_card_that_the_hub_refuses(server, exported):
 @pytest.mark.parametrize(
     ("pattern", "status", "kind", "told"),
     [
-        (".", "bad token", InputError, "hf auth login"),
-        ("/api/repos/create", 403, InputError, "(403: no)"),
-        ("/commit/", 403, InputError, "(403: no)"),
-        ("PUT /lfs/", 413, InputError, "export smaller quantizations"),
-        ("/commit/", 409, RunError, "(409: no)"),
-        ("/commit/", 500, RunError, "(500: no)"),
+        (".", "bad token", InputError, "hf auth login"), ("/api/repos/create", 403, InputError, "(403: no)"),
+        ("/commit/", 403, InputError, "(403: no)"), ("PUT /lfs/", 413, InputError, "export smaller quantizations"),
+        ("/commit/", 409, RunError, "(409: no)"), ("/commit/", 500, RunError, "(500: no)"),
         ("PUT /lfs/", "drop", RunError, "cannot be reached"),
-        ("/objects/batch", 429, RunError, "(429: no); wait 1 seconds"),
-        ("/tag/", 500, RunError, "(500: no)"),
+        ("/objects/batch", 429, RunError, "(429: no); wait 1 seconds"), ("/tag/", 500, RunError, "(500: no)"),
         ("models/.*/commit/", 400, InputError, "(400: no)"),
     ],
-)
+)  # fmt: skip
 def test_a_refusal_is_one_sentence_and_nothing_is_torn(server, exported, pattern, status, kind, told):
     server.fail(pattern, status, times=ALWAYS, headers={"Retry-After": "1", "X-Error-Message": "no"})
     refused(kind, re.escape(told), push, exported)
@@ -515,7 +488,7 @@ def test_a_refusal_is_one_sentence_and_nothing_is_torn(server, exported, pattern
 
 
 @pytest.mark.parametrize("pattern", ["/api/repos/create", "/preupload/", "PUT /lfs/", "/commit/"])
-@pytest.mark.parametrize("status", [412, 429, 503, "drop", "cut"])  # cut: done, but the client does not hear of it
+@pytest.mark.parametrize("status", [412, 503, "cut"])  # cut: done, but the client does not hear of it
 def test_what_passes_is_tried_again(server, exported, pattern, status):
     server.fail(pattern, status, times=2, headers={"Retry-After": "7"})
     assert_whole(server, push(exported))

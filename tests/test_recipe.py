@@ -12,16 +12,12 @@ def test_defaults_are_the_labs_recipe():
     assert lab.lr_scheduler_type == "linear" and len(lab.target_modules) == 7
 
 
-def test_methods_differ_in_one_field():
+def test_methods_differ_in_one_field_and_four_bit_follows_it_unless_set():
     made = {method: recipe.make(method=method, data="finetome").as_dict() for method in recipe.METHODS}
     for method in recipe.METHODS:
         differing = [key for key, value in made[method].items() if value != made["lora16"][key]]
         assert differing == ([] if method == "lora16" else ["method"])
-
-
-def test_four_bit_follows_the_method_unless_set():
-    assert recipe.make(method="qlora").four_bit
-    assert not recipe.make(method="dora").four_bit
+        assert recipe.make(method=method).four_bit == (method == "qlora")
     assert recipe.make(["load_in_4bit=true"], method="dora").four_bit
 
 
@@ -41,22 +37,13 @@ def test_set_wins_and_keeps_types():
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("learning_rat=1", "learning_rate"),
-        ("method=lora", "qlora, dora, lora16"),
-        ("seed=abc", "seed"),
-        ("learning_rate", "key=value"),
-        ("r=0", "r must be from 1"),
-        ("rows=0", "rows must be from 1"),
-        ("max_steps=-5", "from -1"),
-        ("max_steps=0", "whole epochs"),
-        ("lr_scheduler_type=step", "linear, cosine"),
-        ("precision=int8", "auto, bf16"),
-        ("load_in_4bit=maybe", "load_in_4bit"),
-        ("learning_rate=nan", "must be from"),
-        ("plans=1.5", "from 0 to 1"),
-        ("push_checkpoints=no-slash", "USER/NAME"),
+        ("learning_rat=1", "learning_rate"), ("method=lora", "qlora, dora, lora16"), ("seed=abc", "seed"),
+        ("learning_rate", "key=value"), ("r=0", "r must be from 1"), ("rows=0", "rows must be from 1"),
+        ("max_steps=-5", "from -1"), ("max_steps=0", "whole epochs"), ("lr_scheduler_type=step", "linear, cosine"),
+        ("precision=int8", "auto, bf16"), ("load_in_4bit=maybe", "load_in_4bit"), ("learning_rate=nan", "must be from"),
+        ("plans=1.5", "from 0 to 1"), ("push_checkpoints=no-slash", "USER/NAME"),
     ],
-)
+)  # fmt: skip
 def test_a_bad_setting_is_one_sentence(setting, words):
     with pytest.raises(InputError, match=words) as caught:
         recipe.make([setting])

@@ -21,20 +21,9 @@ def test_round_trip(tmp_path):
     record.write(one, tmp_path / "a.json")
     assert record.read(tmp_path / "a.json") == one
     assert not list(tmp_path.glob("*.partial"))
-
-
-def test_environment_says_versions_and_commit():
-    found = record.environment()
-    assert found["packages"]["huggingface_hub"] and found["python"]
-    assert found["git"] is None or set(found["git"]) == {"commit", "clean"}
-
-
-def test_an_edited_record_is_noticed(tmp_path):
-    path = tmp_path / "a.json"
-    record.write(make(measures={"loss": 1.0}), path)
-    path.write_text(path.read_text().replace("1.0", "0.5"))
-    with pytest.raises(InputError, match="changed after it was written"):
-        record.read(path)
+    packages, git = one.environment["packages"], one.environment["git"]
+    assert packages["huggingface_hub"] and one.environment["python"]
+    assert git is None or set(git) == {"commit", "clean"}
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "not json", '{"digest": "x"}'])
@@ -44,32 +33,27 @@ def test_what_is_no_record(tmp_path, content):
         record.read(tmp_path / "a.json")
 
 
-def test_missing_and_other_schema(tmp_path):
+def test_missing_edited_and_of_another_schema(tmp_path):
+    path = tmp_path / "a.json"
     with pytest.raises(InputError, match="no record at"):
-        record.read(tmp_path / "a.json")
-    record.write(make(), tmp_path / "a.json")
-    body = json.loads((tmp_path / "a.json").read_text()) | {"schema": 99}
-    (tmp_path / "a.json").write_text(json.dumps(body))
+        record.read(path)
+    record.write(make(measures={"loss": 1.0}), path)
+    path.write_text(path.read_text().replace("1.0", "0.5"))
+    with pytest.raises(InputError, match="changed after it was written"):
+        record.read(path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 99}))
     with pytest.raises(InputError, match="schema 99"):
-        record.read(tmp_path / "a.json")
+        record.read(path)
 
 
-def test_items_lie_beside_the_record(tmp_path):
-    items = {"arc": {"id": [0, 1], "value": [1.0, 0.0]}}
-    record.write_items(tmp_path / "a.json", items)
-    assert (tmp_path / "a.items.json.gz").exists()
-    assert record.read_items(tmp_path / "a.json") == items
+def test_items_lie_beside_the_record_whatever_its_name(tmp_path):
+    for name, value in (("a.json", 0.5), ("b.json", 1.0), ("m-v1.0.json", 0.0), ("m-v2.0.json", 0.25)):
+        record.write_items(tmp_path / name, {"arc": {"id": [0, 1], "value": [value, 0.0]}})
+    assert record.read_items(tmp_path / "a.json") == {"arc": {"id": [0, 1], "value": [0.5, 0.0]}}
+    assert record.read_items(tmp_path / "m-v1.0.json")["arc"]["value"] == [0.0, 0.0]
+    assert (tmp_path / "a.items.json.gz").exists() and (tmp_path / "m-v1.0.items.json.gz").exists()
     with pytest.raises(InputError, match="missing or damaged"):
-        record.read_items(tmp_path / "b.json")
-
-
-@pytest.mark.parametrize("name", ["a.json", "m-v1.0.json", "llama-3.2-1b.json"])
-def test_records_own_their_items_whatever_their_name(tmp_path, name):
-    other = tmp_path / name.replace("1", "2").replace("a.", "b.")
-    for path, value in ((tmp_path / name, 0.5), (other, 1.0)):
-        record.write_items(path, {"arc": {"id": [0], "value": [value]}})
-    assert record.read_items(tmp_path / name)["arc"]["value"] == [0.5]
-    assert record.items_path(tmp_path / name).name == name.removesuffix(".json") + ".items.json.gz"
+        record.read_items(tmp_path / "c.json")
 
 
 def test_what_is_no_number_is_neither_written_nor_read(tmp_path):

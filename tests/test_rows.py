@@ -220,13 +220,11 @@ def test_benchmark_questions_are_refused(tmp_path, asked, answer, is_refused):
     assert found.as_dict()["questions"] == {"looked_for": 4, "too_short": 1}
 
 
-def test_real_benchmarks_and_chat_rows(shared_data):
+def test_real_benchmarks_and_chat_rows(data):
     """Every file of the shared chat data loads, and what is dropped has a reason; hardly a question cannot be looked
     for, and of 3,626 rows three hold one ("How does the greenhouse effect work?", "Who are you?")."""
-    found = rows.load(str(shared_data / "chat"), questions=contamination.read_questions(shared_data))
+    found = rows.load(str(data / "chat"), questions=contamination.read_questions(data))
     assert found.read == 3626 == len(found.rows) + sum(found.dropped.values())
     assert found.dropped == {"repeated row": 53, "contains a benchmark question": 3}
-    assert sum("tools" in row[0] for row in found.rows) == 172 and found.questions == {
-        "looked_for": 15811,
-        "too_short": 7,
-    }
+    assert sum("tools" in row[0] for row in found.rows) == 172
+    assert found.questions == {"looked_for": 15811, "too_short": 7}

@@ -33,9 +33,9 @@ def rows(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def asked(tiny_model, rows) -> recipe.Recipe:
+def asked(small_model, rows) -> recipe.Recipe:
     settings = ["max_steps=5", "max_length=128", "batch_size=1", "warmup_steps=0", "precision=fp32", "save_steps=2"]
-    return recipe.make(settings, model=str(tiny_model), data=str(rows))
+    return recipe.make(settings, model=str(small_model), data=str(rows))
 
 
 def grid(**choices):
@@ -93,16 +93,12 @@ def test_the_grid_is_the_seeds_and_alpha_follows_r():
 @pytest.mark.parametrize(
     ("search", "over", "message"),
     [
-        ("gird", "r=1", "did you mean grid"),
-        ("grid", "r", "needs the form"),
-        ("grid", "data=a,b", "unknown field to search over"),
-        ("grid", "seed=1,2", "searched over and fixed"),
-        ("grid", "r=eight", "does not fit"),
-        ("grid", "learning_rate=1e-5..1e-3", "needs --search free"),
-        ("free", "r=8..16", "positive decimal"),
-        ("grid", "target_modules=q_proj,k_proj", "cannot be searched over"),
+        ("gird", "r=1", "did you mean grid"), ("grid", "r", "needs the form"),
+        ("grid", "data=a,b", "unknown field to search over"), ("grid", "seed=1,2", "searched over and fixed"),
+        ("grid", "r=eight", "does not fit"), ("grid", "learning_rate=1e-5..1e-3", "needs --search free"),
+        ("free", "r=8..16", "positive decimal"), ("grid", "target_modules=q_proj,k_proj", "cannot be searched over"),
     ],
-)
+)  # fmt: skip
 def test_a_space_that_does_not_fit_is_one_sentence(search, over, message):
     with pytest.raises(InputError, match=message):
         sweep.search_space(search, {"seed"}, [over])
@@ -125,22 +121,22 @@ def test_rows_are_held_out_by_seed_and_counted(asked):
     assert len(rows) > 20 and not [row for row in rows if row in verses.rows] and not verses.dropped
 
 
-def test_held_out_loss_is_that_of_plain_transformers(asked, tiny_model):
+def test_held_out_loss_is_that_of_plain_transformers(asked, small_model):
     from transformers import AutoModelForCausalLM
 
     from iris.model import load
     from iris.train import attention
     from iris.train.loss import give_loss
 
-    tokenizer = template.load_tokenizer(str(tiny_model))
+    tokenizer = template.load_tokenizer(str(small_model))
     messages, total, learned = sweep.rows.load(asked.data).rows[:12], 0, 0
-    plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    plain = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32)
     for encoded in (template.encode(tokenizer, row) for row in messages):
         ids, labels = torch.tensor([encoded.input_ids]), torch.tensor([encoded.labels])
         count = int((labels[:, 1:] != template.IGNORED).sum())
         total += plain(input_ids=ids, labels=labels).loss.item() * count
         learned += count
-    adapted = load.load(load.resolve(str(tiny_model)), asked, "fp32", attention.register()).train()
+    adapted = load.load(load.resolve(str(small_model)), asked, "fp32", attention.register()).train()
     give_loss(adapted.get_base_model())
     assert sweep.mean_loss(adapted, tokenizer, messages, 128) == pytest.approx(total / learned, abs=1e-4)
     assert adapted.training and all(p.grad is None for p in adapted.parameters())
@@ -150,9 +146,9 @@ def test_held_out_loss_is_that_of_plain_transformers(asked, tiny_model):
 
 
 def test_a_grid_ends_with_a_record_a_trial_a_table_and_a_picture(asked, tmp_path, capsys):
-    space = grid(learning_rate=(2e-2, 2e-3, 2e-4), r=(2, 4))
+    space = grid(learning_rate=(2e-2, 2e-3), r=(2, 4))
     study = sweep.sweep(asked, space, tmp_path)
-    assert len(study.trials) == 6 == len({json.dumps(one.params) for one in study.trials})
+    assert len(study.trials) == 4 == len({json.dumps(one.params) for one in study.trials})
     for one in study.trials:
         folder = tmp_path / "trials" / f"{one.number:04d}"
         made = record.read(folder / "record.json")
@@ -161,17 +157,19 @@ def test_a_grid_ends_with_a_record_a_trial_a_table_and_a_picture(asked, tmp_path
         assert (folder / "adapter").exists() == (one.number == study.best_trial.number)
         assert not list(folder.glob("checkpoint-*")) and "training lora16" in (folder / "log.txt").read_text()
     table = (tmp_path / "sweep.md").read_text().splitlines()
-    assert len(table) == 2 + 2 + 6 and table[4].startswith(f"| 1 | {study.best_trial.number} | ")
+    assert len(table) == 2 + 2 + 4 and table[4].startswith(f"| 1 | {study.best_trial.number} | ")
     assert (tmp_path / "parallel.png").exists()
-    assert f"best of 6: trial {study.best_trial.number}, held-out" in capsys.readouterr().out
-    assert len(sweep.sweep(asked, space, tmp_path).trials) == 6
+    assert f"best of 4: trial {study.best_trial.number}, held-out" in capsys.readouterr().out
+    assert len(sweep.sweep(asked, space, tmp_path).trials) == 4
     with pytest.raises(InputError, match="begun with another learning_rate"):
         sweep.sweep(replace(asked, learning_rate=1e-5), space, tmp_path)
 
 
 @pytest.mark.parametrize("over", ["micro_batch=none,1", "method=lora16,qlora", "learning_rate=1e-3..1e-3"])
-def test_a_sweep_ends_whatever_a_trial_did(asked, tmp_path, over):
+def test_a_sweep_ends_whatever_a_trial_did(asked, tmp_path, fitted, over):
     """Values that do not sort, a method that needs a GPU, a range of one value: table, pictures and best are there."""
+    if "qlora" not in over:
+        fitted(lambda asked, step: asked.r)
     space = sweep.search_space("free", ("lr_scheduler_type", "weight_decay", "r", "learning_rate"), ())
     space |= {(key := over.partition("=")[0]): sweep.search_space("free", (), [over])[key]}
     study = sweep.sweep(asked, space, tmp_path, trials=2)
@@ -192,18 +190,18 @@ def test_hopeless_diverged_and_failed_trials_are_told(asked, tmp_path, fitted):
 
     fitted(lambda asked, step: asked.r + 1 / step, end)
     for _ in range(2):  # the second time nothing is left to do
-        study = sweep.sweep(asked, grid(r=(*range(1, 17), 30, 40)), tmp_path)
+        study = sweep.sweep(asked, grid(r=(*range(1, 15), 30, 40)), tmp_path)
         table = (tmp_path / "sweep.md").read_text()
         assert "| diverged: training stopped" in table and "| failed: division by zero |" in table
         pruned = [one for one in study.trials if one.user_attrs["outcome"] == "pruned"]
-        assert len(study.trials) == 18 and len(pruned) >= 4 and study.best_params == {"r": 1}
+        assert len(study.trials) == 16 and len(pruned) >= 2 and study.best_params == {"r": 1}
     made = record.read(tmp_path / "trials" / f"{pruned[0].number:04d}" / "record.json")
     assert made.status == "stopped" and made.note == "pruned"
 
 
 def test_a_part_first_and_then_more(asked, tmp_path, fitted):
     fitted(lambda asked, step: abs(math.log(asked.learning_rate / 1e-3)))
-    for first, then, space in ((3, 6, grid(seed=range(6))), (5, 9, sweep.search_space("free"))):
+    for first, then, space in ((2, 4, grid(seed=range(4))), (2, 5, sweep.search_space("free"))):
         out = tmp_path / str(then)
         assert len(sweep.sweep(asked, space, out, trials=first).trials) == first
         study = sweep.sweep(asked, space, out, trials=then)
@@ -304,7 +302,7 @@ def is_training(pid, out):
 
 
 def test_of_two_workers_one_is_killed_and_the_other_takes_over(rows, tmp_path):
-    share_a_grid(Path(shutil.copy(rows, tmp_path)), [tmp_path] * 2, killed=1, points=6, grace=6)
+    share_a_grid(Path(shutil.copy(rows, tmp_path)), [tmp_path] * 2, killed=1, points=5, grace=5)
 
 
 @pytest.mark.slow

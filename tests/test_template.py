@@ -222,26 +222,23 @@ def test_tool_calls_are_learned_where_the_template_writes_them(llama_tokenizer, 
     assert told == ("column `tools`", "`reasoning_content` of a turn")
 
 
-def test_real_tools_are_read_or_told(tokenizer, shared_data):
-    """Of the 300 function calling rows; every answer of each that is kept is learned, and no other text."""
-    found = rows.load(str(shared_data / "chat" / "glaive_toolcall_en.jsonl.gz"))
-    for talk in found.rows[:60]:
+@pytest.mark.parametrize("name", ["glaive_toolcall_en", "preference_chosen_en"])
+def test_real_rows_encode_as_their_rendering(tokenizer, data, name):
+    """Every answer of each row is learned, and no other text; tools are read or told."""
+    takes = "<|begin_of_text|>" in tokenizer.get_vocab()
+    for talk in rows.load(str(data / "chat" / f"{name}.jsonl.gz")).rows[:60]:
         encoded = template.encode(tokenizer, talk)
-        takes = "<|begin_of_text|>" in tokenizer.get_vocab()
         assert encoded.input_ids == whole(tokenizer, talk)
         assert encoded.unread == (("column `tools`",) if "tools" in talk[0] and not takes else ())
-        answers = [turn["content"] for turn in talk if turn["role"] == "assistant"]
-        end = tokenizer.eos_token
-        assert [piece.strip() for piece in learned(tokenizer, encoded)] == [text + end for text in answers]
+        answers = [turn["content"] + tokenizer.eos_token for turn in talk if turn["role"] == "assistant"]
+        assert [piece.strip() for piece in learned(tokenizer, encoded)] == answers
 
 
 def test_plain_text_is_learned_whole(tokenizer):
     encoded, how = template.encode_within(tokenizer, [{"role": template.PLAIN, "content": "Once <|im_end|> more"}], 99)
     assert encoded.labels == encoded.input_ids and encoded.input_ids.count(tokenizer.eos_token_id) == 1 and how == ""
-    assert (
-        template.encode_within(tokenizer, [{"role": template.PLAIN, "content": "Once more"}], 2)[1]
-        == "text cut to max_length"
-    )
+    how = template.encode_within(tokenizer, [{"role": template.PLAIN, "content": "Once more"}], 2)[1]
+    assert how == "text cut to max_length"
 
 
 def test_a_long_talk_is_cut_after_a_whole_answer(tokenizer):
@@ -259,20 +256,11 @@ def test_a_long_talk_is_cut_after_a_whole_answer(tokenizer):
     assert kept == {1, 2}
 
 
-def test_the_golden_rendering(llama_tokenizer, shared_data):
+def test_the_golden_rendering(llama_tokenizer, data):
     """The text that Unsloth's notebook printed for row 5 of FineTome with the Llama-3.1 template."""
-    given = [json.loads(line) for line in (shared_data / "chat" / "finetome_rows.jsonl").read_text().splitlines()]
+    given = [json.loads(line) for line in (data / "chat" / "finetome_rows.jsonl").read_text().splitlines()]
     row = next(row for row in given if "rendered_llama31" in row)
     messages, reason, _ = rows.to_messages(row)
     assert reason == ""
     golden = row["rendered_llama31"].replace("Today Date: 26 July 2024", "Today Date: 26 Jul 2024")
     assert template.render(llama_tokenizer, messages) == golden
-
-
-def test_real_rows_encode_as_their_rendering(tokenizer, shared_data):
-    found = rows.load(str(shared_data / "chat" / "preference_chosen_en.jsonl.gz"))
-    for messages in found.rows[:60]:
-        encoded = template.encode(tokenizer, messages)
-        assert encoded.input_ids == whole(tokenizer, messages)
-        answers = [message["content"] for message in messages if message["role"] == "assistant"]
-        assert learned(tokenizer, encoded) == [answer + tokenizer.eos_token for answer in answers]

@@ -128,6 +128,7 @@ def test_forms_kept(text, form):
     assert kept(text) == {form, "free"}
     verdict = judge(text)
     assert (verdict.form, verdict.keeps, verdict.reasons) == (form, True, ())
+    assert verdict.strict is (None if form == "free" else "\n\n" not in text)
     assert verdict.score > 0.9
     assert judge("\n  " + text.replace("\n", "  \n ") + "\n\n", form).keeps
     assert judge(text.split("\n"), form) == judge(text, form)
@@ -174,11 +175,6 @@ def test_a_sonnet_may_miss_one_rhyme_but_not_two():
     assert two.score < one.score
 
 
-def test_only_a_limerick_may_repeat_a_word():
-    assert judge(LIMERICK.replace("bashful and slow", "there in the snow"), "limerick").keeps
-    assert not judge(COUPLET.replace("all about", "in and out"), "couplet").keeps
-
-
 def test_lines_of_a_verdict():
     verdict = judge(ABCB)
     assert [line.rhyme for line in verdict.lines] == ["", "A", "", "A"]  # in the order in which the rhymes begin
@@ -194,34 +190,17 @@ def test_lines_of_a_verdict():
 @pytest.mark.parametrize(
     ("a", "b", "perfect"),
     [
-        ("a stop", "the top", True),
-        ("he knows", "his nose", False),  # the same onset
-        ("we believe", "you leave", False),
-        ("turning", "burning", True),
-        ("love", "prove", False),
-        ("the rain", "again", True),  # one of its pronunciations
+        ("a stop", "the top", True), ("turning", "burning", True), ('the "light"!', "at night--", True),
+        ("the rain", "again", True),  # by one of its pronunciations
+        ("he knows", "his nose", False), ("we believe", "you leave", False),  # the same onset
         ("were", "there", False),  # our own reading of "were", not the dictionary's
-        ("eternity", "to die", False),
-        ("moonflower", "shower", False),  # not in the dictionary
-        ("a silver tern", "the beacons burn", False),
-        ("the day", "a day", False),
-        ('the "light"!', "at night--", True),
-        ("", "", False),
+        ("moonflower", "shower", False), ("a silver tern", "the beacons burn", False),  # not in the dictionary
+        ("love", "prove", False), ("eternity", "to die", False), ("the day", "a day", False), ("", "", False),
     ],
-)
+)  # fmt: skip
 def test_perfect_rhymes(a, b, perfect):
     assert perfect_rhyme(a, b) is perfect_rhyme(b, a) is perfect
     assert rhymes(a, b) or not perfect
-
-
-@pytest.mark.parametrize(
-    ("text", "form"),
-    [(HAIKU, "haiku"), (LIMERICK, "limerick"), (COUPLET, "couplet"), (AABB, "quatrain"), (SONNET, "sonnet")],
-)
-def test_strict_forms(text, form):
-    verdict = judge(text, form)
-    assert verdict.strict is True and verdict.faults == ()
-    assert judge(text, "free").strict is None
 
 
 @pytest.mark.parametrize(
@@ -275,23 +254,19 @@ HEAD, *REST = HAIKU.split("\n")
 @pytest.mark.parametrize(
     ("text", "left_out"),
     [
-        (" / ".join([HEAD, *REST]), []),
-        (" /\n".join([HEAD, *REST]), []),
-        ("\\n".join([HEAD, *REST]), []),
-        ("\n\n".join([HEAD, *REST]), []),
-        (HAIKU.replace("\n", "<br>\n"), []),
+        *((text, []) for text in (
+            *(between.join([HEAD, *REST]) for between in (" / ", " /\n", "\\n", "\n\n")),
+            HAIKU.replace("\n", "<br>\n"), HAIKU.replace("and", "&amp;"), "> " + HAIKU.replace("\n", "\n> "),
+            "".join(f"{n}. {line}\n" for n, line in enumerate([HEAD, *REST], 1)), f"{HAIKU}\n\n* * *\n",
+            "---\nlayout: haiku\nauthor: A. Reader\n---\n" + HAIKU,
+        )),
         ("<h1>Rain</h1>\n<p>" + HAIKU.replace("\n", "<br/>") + "</p>", ["Rain"]),
-        (HAIKU.replace("and", "&amp;"), []),
-        ("---\nlayout: haiku\nauthor: A. Reader\n---\n" + HAIKU, []),
-        ("".join(f"{n}. {line}\n" for n, line in enumerate([HEAD, *REST], 1)), []),
-        ("> " + HAIKU.replace("\n", "\n> "), []),
         (f"Rain\n\n{HAIKU}\n\n— A. Reader", ["Rain", "— A. Reader"]),
         (f"# Rain\nby A. Reader\n\n{HAIKU}", ["Rain", "by A. Reader"]),
         (f"IV.\n\n{HAIKU}\n-- Bashō, 1680", ["IV.", "-- Bashō, 1680"]),
-        (f"{HAIKU}\n\n* * *\n", []),
         (HAIKU.replace("\n", "[1]\n") + "\n\n[1] a note", ["[1] a note"]),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_verse_is_left_out(text, left_out):
     verdict, found = judge_text(text, "haiku")
     assert verdict.keeps and len(verdict.lines) == 3
@@ -333,17 +308,11 @@ def test_rows_in_any_case_and_bad_rows_by_number(tmp_path, capsys):
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     found, told = verdicts(path, capsys, strict=True)
-    assert [(one["form"], one["keeps"], one["strict"]) for one in found] == [
-        ("haiku", True, True),
-        ("limerick", True, False),
-    ]
+    told_of = [(one["form"], one["keeps"], one["strict"]) for one in found]
+    assert told_of == [("haiku", True, True), ("limerick", True, False)]
     assert found[1]["reasons"] == ["lines 1 and 5 end in the same word"]
-    for number, why in (
-        (2, "line 2 is null"),
-        (3, r'line 1 is ["Rain'),
-        (4, "unknown form 'villanelle'"),
-        (5, "neither"),
-    ):
+    reasons = ("line 2 is null", 'line 1 is ["Rain', "unknown form 'villanelle'", "neither")
+    for number, why in enumerate(reasons, 2):
         assert f"row {number}: {why}" in told.replace("it has ", "")
 
 
@@ -386,17 +355,17 @@ def test_public_poems_are_judged_as_labelled():
     with gzip.open(POEMS, "rt", encoding="utf-8") as lines:
         poems = [poem for line in lines if (poem := json.loads(line))["form"] in forms]
     kept, false = defaultdict(list), defaultdict(list)
-    for poem in poems:
+    for number, poem in enumerate(poems):
         label, stanzas = poem["form"], "\n".join(line.strip() for line in poem["lines"]).strip("\n").split("\n\n")
         sizes = [len(stanza.strip("\n").split("\n")) for stanza in stanzas if stanza.strip("\n")]
         in_fours = label == "couplet" and set(sizes) == {4}
-        keeps = {form: judge(poem["lines"], form).keeps for form in forms}
         length = {"limerick": 5, "sonnet": 14}.get(label, sum(sizes))
         if (poem["rhyme"] or label == "limerick") and not in_fours and sum(sizes) == length:
-            kept[label].append(keeps[label])
-        for form in forms if not in_fours else ():
-            false[label, form].append(keeps[form])
+            kept[label].append(judge(poem["lines"], label).keeps)
+        for form in forms if number % 4 == 0 and not in_fours else ():  # a quarter, as this takes four judges
+            if form != label:
+                false[label, form].append(judge(poem["lines"], form).keeps)
     for label in ("limerick", "couplet", "quatrain", "sonnet"):
         assert sum(kept[label]) >= 0.85 * len(kept[label]) > 0, label
-    for (label, form), hits in false.items():
-        assert label == form or sum(hits) <= 0.05 * len(hits), (label, form)
+    for each, hits in false.items():
+        assert sum(hits) <= 0.05 * len(hits), each
