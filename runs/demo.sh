@@ -17,9 +17,8 @@ iris poem "a baker who overslept" --form limerick --seed 7 --model smollm2
 iris poem "a baker who overslept" --form limerick --seed 7 --model runs/demo-gguf/*-Q8_0.gguf
 iris poem "a baker who overslept" --form limerick --seed 7
 # 4 of 4: did it get better? The held-out verses, a minute
-iris evaluate --tasks poetry_verses --out results/demo/base.json
-iris evaluate --tasks poetry_verses --adapter runs/demo/adapter --out results/demo/tuned.json
-iris compare results/demo/base.json results/demo/tuned.json
+iris evaluate --tasks poetry_verses --adapter runs/demo/adapter --out results/demo
+iris compare results/demo/base.json results/demo/demo.json
 
 set +v
 echo
