@@ -3,7 +3,8 @@
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
 	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
-PIP := $(BIN)/pip install --quiet --no-compile  # Python compiles what is imported by itself
+# Not compiled ahead: Python compiles what is imported, which is little of it.
+PIP := $(BIN)/pip install --quiet --no-compile
 TORCH := $(shell sed -n 's/.*"\(torch[<>=][^"]*\)".*/\1/p' pyproject.toml)
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
