@@ -9,6 +9,7 @@ is told.
 """
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def report(results: Path, documents: list[Path], check: bool = False) -> None:
             if name not in TABLES or not found[0].endswith(end := f"<!-- /iris:{name} -->"):
                 known = ", ".join(TABLES)
                 raise InputError(f"{document}: <!-- iris:{name} --> is none of {known}, or has no end after it")
-            content = TABLES[name](lab, words.split()) or "No record of this kind yet."
+            content = TABLES[name](lab, shlex.split(words)) or "No record of this kind yet."
             written = f"<!-- iris:{name}{words} -->\n{content}\n{end}"
             if written != found[0]:
                 stale.append(f"the table iris:{name} of {document}")

@@ -1,8 +1,7 @@
 """The tables of README.md and docs/, as Markdown, from records. `iris report` puts them between their markers."""
 
-import json
+import re
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,33 +14,6 @@ from ..record import Record
 SCORES_NOTE = (
     "± is one standard error; under a score its difference from the base, the 95% interval (paired bootstrap over "
     "items) and whether that is clear of noise (p below 0.05, corrected by Holm over the row's tasks)."
-)
-WATCHED = 20.0  # tokens/s: a quatrain of 40 tokens is there in two seconds
-READ = 5.0  # tokens/s of silent reading: 238 English words a minute (Brysbaert 2019), 1.3 tokens a word
-# A table is its head, and the format of a row.
-TRAINING = (
-    "run | method | data | r | learning rate | steps | tokens | seconds | tokens/s | memory | device | loss",
-    "{one.name} | {one.recipe[method]} | {data}, {one.data[rows]:,} rows | {one.recipe[r]} | "
-    "{one.recipe[learning_rate]:g} | {got[steps]:,} | {got[tokens]:,} | {got[wall_seconds]:.0f} | "
-    "{got[tokens_per_s]:,.0f} | {got[peak_memory_gb]:.1f} GB | {one.settings[device]} | "
-    "{got[loss_first]:.3f} → {got[loss_last]:.3f}",
-)
-QUANTS = (
-    "GGUF | MB | KL to 16 bits (nats) | same first choice | bits a byte | "
-    "form score<br>(haiku, limerick, couplet, quatrain) | ends by itself | reads tokens/s | writes tokens/s | memory",
-    "{quant} | {megabytes:.0f} | {tasks[kl_divergence][value]:.4f} | {tasks[top1_agreement][value]:.3f} | "
-    "{tasks[bits_per_byte][value]:.4f} ± {tasks[bits_per_byte][stderr]:.4f} | "
-    "{poems[value]:.3f} ± {poems[stderr]:.3f} | {tasks[ends_by_itself][value]:.1%} | "
-    "{got[prompt_tokens_per_s]:.0f} | {got[generation_tokens_per_s]:.0f} | {got[peak_memory_gb]:.2f} GB",
-)
-TRAINS = (
-    "size | method | tokens/s | a step | GPU memory",
-    "{shape} | {method} | {steady_tokens_per_s:,.0f} | {step_seconds:.2f} s | {peak_memory_gb:.1f} GB",
-)
-WRITES = (
-    "size | GGUF | file | loads in | reads tokens/s | writes tokens/s | memory | of the bandwidth",
-    "{shape} | {quant} | {file_gb:.2f} GB | {load_seconds:.1f} s | {prompt_tokens_per_s:.1f} | "
-    "{generation_tokens_per_s:.1f} | {peak_memory_gb:.1f} GB | {bandwidth_ratio:.0%}",
 )
 
 
@@ -56,7 +28,7 @@ class Lab:
 
 
 def results(lab: Lab, words: list[str]) -> str:
-    """Every evaluation: its settings, scores, differences and verdicts; what seeds say; what each training cost."""
+    """Every evaluation: its settings, scores, differences and verdicts, and what seeds say together."""
     parts = []
     for group in lab.groups:
         model, environment = group[0].record.model, group[0].record.environment
@@ -65,11 +37,8 @@ def results(lab: Lab, words: list[str]) -> str:
             f"{settings_in_words(group[0].record.settings, environment.get('device'))}, lm-eval "
             f"{environment['packages'].get('lm_eval')}. {SCORES_NOTE}"
         )
-        parts += [_scores(group, brief=False), *_seeds(group), _poems([one.record for one in group])]
-        trained = [one.training for one in group if one.training]
-        told = [{"one": one, "got": one.measures, "data": short((one.data or {})["id"])} for one in trained]
-        parts.append(_table(TRAINING, told))
-    return "\n\n".join(part for part in parts if part)
+        parts += [_scores(group, brief=False), *_seeds(group)]
+    return "\n\n".join(parts)
 
 
 def scores(lab: Lab, words: list[str]) -> str:
@@ -134,80 +103,24 @@ def _seeds(group: list[Scored]) -> list[str]:
     return sentences
 
 
-def _poems(records: list[Record]) -> str:
-    """poetry_form's other measures: of all six forms, and of free verse, which any two lines are, alone."""
-    runs = {one.name: one.tasks["poetry_form"]["others"] for one in records if "poetry_form" in one.tasks}
-    others = {name: entry for found in runs.values() for name, entry in found.items()}
-    names = [name for name in others if name != "strict" and name.split()[0] not in FIXED]
-    rows = []
-    for run, found in runs.items():
-        entries = [found.get(name) for name in names]
-        rows.append([run, *(with_error(each["value"], each["stderr"]) if each else "" for each in entries)])
-    return markdown(["run", *(f"{name} {'↑' if others[name]['higher_is_better'] else '↓'}" for name in names)], rows)
-
-
-def quants(lab: Lab, words: list[str]) -> str:
-    """What each quantization of an export costs and saves (results/quants); with `words` these alone."""
-    paths = [path for path in (lab.results / "quants").glob("*.json") if path.stem != "default"]
-    found = sorted(((path.stem, record.read(path)) for path in paths), key=lambda each: -each[1].measures["bytes"])
-    rows = [
-        {"quant": quant, "megabytes": one.measures["bytes"] / 1e6, "got": one.measures}
-        | {"tasks": one.tasks, "poems": one.tasks["poetry_form"]}
-        for quant, one in found
-        if not words or quant in words
-    ]
-    if not rows:
-        return ""
-    rule = json.loads((lab.results / "quants" / "default.json").read_text(encoding="utf-8"))
-    told = f"**{rule['default']}** is what the rule picks: {rule['rule']}"
-    return f"{_table(QUANTS, rows)}\n\n{told} Measured on {rows[0]['got']['threads']} cores."
-
-
-def speed(lab: Lab, words: list[str]) -> str:
-    """Training and writing by size, random weights in the Llama-3 shapes, and the sentence that they support."""
-    training, writing = by_size(lab.records.values())
-    told = []
-    for least, what in ((WATCHED, "is watched while it writes"), (READ, "writes as fast as people read")):
-        fast = [row["shape"] for row in writing if row["generation_tokens_per_s"] >= least]
-        told.append(f"{f'the {fast[-1]}' if fast else 'no size'} where the page {what} ({least:.0f} tokens/s)")
-    largest = f"The largest that these cores carry: {'; '.join(told)}." if writing else ""
-    return "\n\n".join(part for part in (_table(TRAINS, training), _table(WRITES, writing), largest) if part)
-
-
-def by_size(records: Iterable[Record]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of Iris' training at a GPU's full strength, and those of the room's engine, the smallest size first;
-    measured again, the latest counts."""
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    speeds = [one for one in records if one.kind == "speed" and not one.settings.get("as_t4")]
-    for one in sorted(speeds, key=lambda one: one.started):
-        for row in one.measures.get("rows", []):
-            if "shape" in row and row.get("who") in ("iris", "xllamacpp"):
-                key = row["who"], row["shape"], row.get("method"), row.get("quant")
-                found[key] = row | {"shape": row["shape"].upper()}
-    ordered = sorted(found.values(), key=lambda row: float(row["shape"].removesuffix("B")))
-    return [row for row in ordered if row["who"] == "iris"], [row for row in ordered if row["who"] != "iris"]
-
-
 def rows(lab: Lab, words: list[str]) -> str:
-    """The rows of one record as they were measured: its name, then the keys of the columns (tasks.hellaswag.value)."""
-
-    def cell(found: Any, column: str) -> str:
-        for key in column.split("."):
-            found = found.get(key, "") if isinstance(found, dict) else ""
-        if not isinstance(found, int | float):
-            return str(found)
-        return f"{found:,.0f}" if abs(found) >= 100 else f"{found:.4g}"
-
-    name, *columns = words
-    measured = record.read(lab.results / f"{name}.json").measures["rows"]
-    head = [column.removeprefix("tasks.").replace(".", " ").replace("_", " ") for column in columns]
-    return markdown(head, [[cell(row, column) for column in columns] for row in measured])
+    """Measurements as they are: the names of records, with commas between, then the keys of the columns
+    (tasks.hellaswag.value). A record that has `rows` gives these, another itself; one without the first column is
+    passed over."""
+    names, *columns = words
+    read = [record.read(lab.results / f"{name}.json") for name in names.split(",")]
+    measured = [row for one in read for row in one.measures.get("rows", [vars(one)])]
+    head = [re.sub(r"^(tasks|measures|settings|recipe)\.|\w+\.others\.|\.value$", "", column) for column in columns]
+    lines = [[cell(row, column) for column in columns] for row in measured]
+    return markdown([re.sub("[._]", " ", column) for column in head], [line for line in lines if line[0]])
 
 
-def _table(columns: tuple[str, str], rows: list[dict[str, Any]]) -> str:
-    """A table of a head and the format of a row; "" where there are no rows."""
-    head, line = (each.split(" | ") for each in columns)
-    return markdown(head, [[cell.format(**row) for cell in line] for row in rows])
+def cell(found: Any, column: str) -> str:
+    for key in column.split("."):
+        found = found.get(key, "") if isinstance(found, dict) else ""
+    if not isinstance(found, int | float):
+        return str(found)
+    return f"{found:,.0f}" if abs(found) >= 100 else f"{found:.4g}"
 
 
-TABLES = {"results": results, "scores": scores, "quants": quants, "speed": speed, "rows": rows}
+TABLES = {"results": results, "scores": scores, "rows": rows}
