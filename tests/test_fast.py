@@ -147,13 +147,3 @@ def test_a_plan_keeps_the_batch_and_fits(monkeypatch):
     assert plans(asked, 1.236e9, 6000, 80, processes=2)[0] == memory.Plan(4, False, True)
     assert all(plan.sharded for plan in plans(asked, 8e9, 6000, 16, processes=4))  # whole, it would not fit
     assert not any(plan.sharded for plan in plans(replace(asked, method="qlora"), 8e9, 6000, 4, processes=4))
-
-
-def test_the_optimizer_has_small_moments_only_where_they_are_large(monkeypatch):
-    monkeypatch.setattr(memory.hardware, "gpu_memory_gb", lambda: 15.0)
-    monkeypatch.setattr(memory.hardware, "device", lambda: "cpu")
-    assert memory.optimizer(recipe.make(optim="adamw_8bit"), 10) == "adamw_torch"
-    monkeypatch.setattr(memory.hardware, "device", lambda: "cuda")
-    assert memory.optimizer(recipe.make(), 11_000_000) == "adamw_torch_fused"
-    assert memory.optimizer(recipe.make(), 170_000_000) == "adamw_8bit"
-    assert memory.optimizer(recipe.make(optim="adamw_torch"), 170_000_000) == "adamw_torch"

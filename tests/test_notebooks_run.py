@@ -101,7 +101,7 @@ def config(run: Path) -> dict:
         ("2_evaluate", ["is finished and stays as it is", "95% interval", "poetry_verses", "<image>"]),
         ("3_sweep", ["held-out loss", "| rank |", "<image>", "best of 3"]),
         ("4_speed", ["| lora16 |", "| dora |", "tokens/s on"]),
-        ("5_publish", ["is finished and stays as it is", "holds what would be pushed", "/spaces/USER/Iris"]),
+        ("5_publish", ["is finished and stays as it is", "holds what would be pushed"]),
     ],
 )
 def test_it_runs_from_top_to_bottom(name, shown, ran):

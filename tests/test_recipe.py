@@ -48,9 +48,3 @@ def test_a_bad_setting_is_one_sentence(setting, words):
     with pytest.raises(InputError, match=words) as caught:
         recipe.make([setting])
     assert "\n" not in str(caught.value)
-
-
-def test_a_resumed_run_may_only_change_its_length():
-    before = recipe.make().as_dict()
-    assert recipe.changes(recipe.make(["max_steps=9", "save_steps=3"]), before) == []
-    assert recipe.changes(recipe.make(["learning_rate=1"]), before) == ["learning_rate"]

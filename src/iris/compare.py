@@ -119,7 +119,7 @@ def evaluations(records: dict[Path, Record]) -> list[list[Scored]]:
     return groups
 
 
-def compare(records: list[str | Path], resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
+def compare(records: list[str | Path]) -> Comparison:
     """Compare the records at these paths with the first. InputError where they cannot be compared, and why."""
     if len(records) < 2:
         raise InputError("name at least two records: the base first, then what is compared with it")
@@ -132,7 +132,7 @@ def compare(records: list[str | Path], resamples: int = RESAMPLES, seed: int = 0
         _check(base, tuned, f"{records[0]} and {path}")
         if left_out := sorted(base.tasks.keys() ^ tuned.tasks.keys()):
             notes.append(f"Not in both {base.name} and {tuned.name}, so left out: {', '.join(left_out)}.")
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(0)
         mine: list[Row] = []
         others: list[Row] = []
         draws: dict[str, Array] = {}
@@ -148,7 +148,7 @@ def compare(records: list[str | Path], resamples: int = RESAMPLES, seed: int = 0
                 of_parts = f" of {', '.join(first['parts'])}" if first.get("parts") else ""
                 metric = first["metric"] + of_parts if column == "value" else column
                 scores = first["value"], first["stderr"], second["value"], second["stderr"]
-                test, drawn = paired(pair, column, resamples, rng)
+                test, drawn = paired(pair, column, RESAMPLES, rng)
                 gain = second["value"] - first["value"]
                 row = Row(tuned.name, task, metric, first["higher_is_better"], *scores, gain, **test)
                 (mine if column == "value" else others).append(row)

@@ -20,6 +20,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from . import InputError, RunError, hub, recipe, record
+from .compare import markdown
 from .data import template
 from .evaluate.tasks import DEFAULT
 from .model import hardware
@@ -189,16 +190,16 @@ def speed(chosen: Choices, methods: str) -> str:
     known = [method for method in recipe.METHODS if method != "qlora" or hardware.device() == "cuda"]
     words = ["--model", asked.model, "--data", asked.data, "--batch-size", asked.batch_size]
     words += ["--max-steps", asked.max_steps if asked.max_steps > 0 else 30]
-    lines = ["| method | tokens/s | seconds a step | peak memory (GB) | precision |", "| - | - | - | - | - |"]
+    rows = []
     for method in known if methods == "all" else methods.split(","):
         with tempfile.TemporaryDirectory() as scratch:
             iris("train", "--method", method, *words, "--out", f"{scratch}/run")
             run = record.read(f"{scratch}/run/record.json")
         got = run.measures
-        numbers = f"{got['steady_tokens_per_s']:,.0f} | {got['step_seconds']:.2f} | {got['peak_memory_gb']:.1f}"
-        lines.append(f"| {method} | {numbers} | {run.settings['precision']} |")
-        print(lines[-1].strip("| "), flush=True)
-    return "\n".join(lines)
+        numbers = [f"{got['steady_tokens_per_s']:,.0f}", f"{got['step_seconds']:.2f}", f"{got['peak_memory_gb']:.1f}"]
+        rows.append([method, *numbers, run.settings["precision"]])
+        print(*rows[-1], flush=True)
+    return markdown(["method", "tokens/s", "seconds a step", "peak memory (GB)", "precision"], rows)
 
 
 def export(chosen: Choices, quant: str = "q8_0") -> Path:
@@ -213,9 +214,9 @@ def export(chosen: Choices, quant: str = "q8_0") -> Path:
 
 
 def publish(chosen: Choices, exported: Path, repo: str, space: str, hardware: str, public: bool = False) -> None:
-    """Publish an exported folder, with its evaluations if there are any, and show the Space's address. Without a
-    `repo` a dry run: what would be pushed is written beside `exported`. Errors as of `publish.publish`."""
-    from huggingface_hub import constants, hf_hub_download
+    """Publish an exported folder, with its evaluations if there are any. Without a `repo` a dry run: what would be
+    pushed is written beside `exported`. Errors as of `publish.publish`."""
+    from huggingface_hub import hf_hub_download
 
     from .publish.publish import publish
 
@@ -224,15 +225,11 @@ def publish(chosen: Choices, exported: Path, repo: str, space: str, hardware: st
     if base.startswith("meta-llama/"):
         with hub.translate_errors(f"the licence of {base}"):
             options["licence"] = Path(hf_hub_download(base, "LICENSE.txt"))
-    told = "The room opens in some minutes"
     if not repo:
         options["dry_run"] = folder = exported.with_name(f"{exported.name}-dry-run")
         shutil.rmtree(folder, ignore_errors=True)
         repo, space = "USER/Llama-Iris" if "licence" in options else "USER/Iris", "USER/Iris"
-        told = f"Nothing was sent, see {folder}. With your own names"
     publish(exported, repo, space or None, **options)
-    if space:
-        show(f"{told}: {constants.ENDPOINT}/spaces/{space}")
 
 
 def show(*things: str | Path) -> None:

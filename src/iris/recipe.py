@@ -56,7 +56,7 @@ class Recipe:
     warmup_steps: int = _flag(5, "steps in which the learning rate rises", within=FROM_0)
     weight_decay: float = _flag(0.01, "AdamW's, on the adapter", within=FROM_0)
     max_grad_norm: float = _flag(1.0, "longer gradients are shortened to this", within=FROM_0)
-    optim: str | None = _flag(None, "a name of transformers (default: adamw_torch_fused, if the adapter is small)")
+    optim: str | None = _flag(None, "a name of transformers (default: adamw_torch_fused; adamw_8bit takes less memory)")
     save_steps: int = _flag(100, "steps between two checkpoints", within=SOME)
     precision: str = _flag("auto", "", PRECISIONS)
     engine: str = _flag("peft", "peft (with Iris' fast layers) or unsloth", ("peft", "unsloth"))
@@ -133,9 +133,3 @@ def check(recipe: Recipe) -> Recipe:
 
 # What may differ between a run and its resumption.
 FREE_TO_CHANGE = ("save_steps", "report_to", "max_steps", "num_train_epochs", "push_checkpoints", "fsdp", "micro_batch")
-
-
-def changes(recipe: Recipe, earlier: dict[str, Any]) -> list[str]:
-    """Fields that keep `recipe` from going on with a run of the `earlier` recipe (as a record holds it)."""
-    now = recipe.as_dict()
-    return [key for key in now if key not in FREE_TO_CHANGE and earlier.get(key) != now[key]]

@@ -62,10 +62,9 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def folder_digest(folder: str | Path, patterns: tuple[str, ...] = ("*.safetensors",)) -> str:
-    """One digest over the names and contents of the files in `folder` (not below it) that match."""
-    files = sorted({path for pattern in patterns for path in Path(folder).glob(pattern)})
-    return digest_of({path.name: file_digest(path) for path in files})
+def folder_digest(folder: str | Path) -> str:
+    """One digest over the names and contents of the safetensors files in `folder` (not below it)."""
+    return digest_of({path.name: file_digest(path) for path in Path(folder).glob("*.safetensors")})
 
 
 def environment() -> dict[str, Any]:

@@ -28,9 +28,9 @@ def is_held_out(row: dict[str, Any]) -> bool:
     return int(digest, 16) % 8 == 0
 
 
-def read_verses(split: str, path: str | Path = PATH) -> list[dict[str, Any]]:
+def read_verses(split: str) -> list[dict[str, Any]]:
     """The rows of "train" or of "held_out", in the file's order."""
     if split not in ("train", "held_out"):
         raise ValueError(f"unknown split {split!r}; it is train or held_out")
-    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [json.loads(line) for line in PATH.read_text(encoding="utf-8").splitlines() if line.strip()]
     return [row for row in rows if is_held_out(row) == (split == "held_out")]

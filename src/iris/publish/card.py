@@ -131,9 +131,3 @@ def requirements() -> list[str]:
     """What a Space installs: what Iris itself needs, and Gradio, in the versions that pyproject.toml names."""
     wanted = metadata.requires("iris-poetry-lab") or []
     return [each.partition(";")[0].strip() for each in wanted if ";" not in each or 'extra == "app"' in each]
-
-
-def space_card(repo: str, base: str, terms: Licence, python_version: str) -> str:
-    """The Space's README.md, for the Gradio among its requirements."""
-    (gradio,) = (each.partition("==")[2] for each in requirements() if each.startswith("gradio"))
-    return write("space.md.jinja", repo=repo, base=base, terms=terms, python_version=python_version, gradio=gradio)

@@ -112,7 +112,9 @@ def publish(
         elif space:
             other = "smollm2" if base == smollm2.ID else ""  # no other base comes as a GGUF file
             stage_room(room.folder, IRIS_MODEL=f"{repo}@{tag}:{gguf.name}", IRIS_CARD=card_url, IRIS_BASE=other)
-            finish(room.folder, card.space_card(repo, base, terms, HARDWARE[hardware]), terms.files)
+            (gradio,) = (each.partition("==")[2] for each in card.requirements() if each.startswith("gradio"))
+            told = {"base": base, "terms": terms, "python_version": HARDWARE[hardware], "gradio": gradio}
+            finish(room.folder, card.write("space.md.jinja", repo=repo, **told), terms.files)
         if dry_run is not None:
             with scratch_beside(dry_run) as copy:
                 shutil.copytree(scratch, copy, dirs_exist_ok=True)

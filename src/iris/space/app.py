@@ -57,16 +57,10 @@ class Page(gr.Blocks):
         inputs.extend(each.value for each in missing)
 
 
-def misfit(request: Any, error: Exception) -> JSONResponse:
-    """The answer to a call of the wrong shape. Gradio's own is a server error, and the call's words in the log."""
-    return JSONResponse({"error": "This call has the wrong shape; `Use via API` on the page shows the right one."}, 400)
-
-
-MISFITS = dict.fromkeys((TypeError, ValueError, KeyError, FnIndexInferError), misfit)
-
-
-def waiting(place: int) -> str:
-    return f"The room is full. You are number {place}; your poem begins by itself."
+# The answer to a call of the wrong shape. Gradio's own is a server error, and the call's words in the log.
+WRONG = {"error": "This call has the wrong shape; `Use via API` on the page shows the right one."}
+MISFITS = dict.fromkeys((TypeError, ValueError, KeyError, FnIndexInferError), lambda *_: JSONResponse(WRONG, 400))
+FULL = "The room is full. You are number {}; your poem begins by itself."
 
 
 def refusal(error: Exception) -> str:
@@ -110,7 +104,7 @@ def page(room: Room, names: dict[str, str], foot: str) -> gr.Blocks:
                             break
                         if not now.poem and not place == now.place > 0:
                             place = now.place
-                            note = waiting(place) if place else ""
+                            note = FULL.format(place) if place else ""
                             yield poem | {"text": now.text, "draft": now.draft, "note": note, "busy": True}
                 if now.poem:
                     yield poem | told(now.poem)
@@ -157,7 +151,7 @@ def page(room: Room, names: dict[str, str], foot: str) -> gr.Blocks:
                 wish = Wish(theme, form, mood, length, seed, temperature)
                 async with aclosing(room.write(wish, voice, keep_form)) as writing:
                     async for now in writing:
-                        text = waiting(now.place) if now.place else now.poem.text if now.poem else now.text
+                        text = FULL.format(now.place) if now.place else now.poem.text if now.poem else now.text
                         if text and not place == now.place > 0:
                             yield text
                         place = now.place

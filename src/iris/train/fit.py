@@ -29,7 +29,7 @@ from transformers import TrainerCallback, set_seed
 from .. import InputError, RunError
 from ..data import contamination, rows, template
 from ..model import hardware, load
-from ..recipe import Recipe, changes
+from ..recipe import FREE_TO_CHANGE, Recipe
 from ..record import Record, folder_digest, read, write
 from . import attention, checkpoints, lora, loss, memory, packing
 from .trainer import NothingLeft, Trainer
@@ -136,7 +136,8 @@ def open_folder(run: Run, resume: bool) -> None:
         raise InputError(f"there is no run in {out} to resume; run without --resume")
     earlier = read(path)
     was = earlier.recipe or {}
-    if changed := ", ".join(f"{key} was {was.get(key)}" for key in changes(recipe, was)):
+    differing = [key for key, value in recipe.as_dict().items() if was.get(key) != value]
+    if changed := ", ".join(f"{key} was {was.get(key)}" for key in differing if key not in FREE_TO_CHANGE):
         raise InputError(f"the run in {out} has another recipe ({changed}); take the same, or choose another --out")
     same_length = (recipe.max_steps, recipe.num_train_epochs) == (was["max_steps"], was["num_train_epochs"])
     if earlier.status == "finished" and same_length and (out / "adapter").exists():

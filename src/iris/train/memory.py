@@ -79,15 +79,6 @@ def needed_gb(plan: Plan, recipe: Recipe, config: Any, parameters: float, proces
     return (activations + weights + adapter) / 1e9
 
 
-def optimizer(recipe: Recipe, learned: int) -> str:
-    """The name of the optimizer for so many learned numbers. Its moments in 8 bits save memory (6 bytes a number) and
-    cost time, as they are all kernel launches: 566 ms for two steps of a 1B on an H100, fused 426 for 34 MB more."""
-    if hardware.device() == "cpu":
-        return "adamw_torch"
-    small = 8 * learned / 1e9 < 0.05 * hardware.gpu_memory_gb()
-    return recipe.optim or ("adamw_torch_fused" if small else "adamw_8bit")
-
-
 def shard(model: Any, device: torch.device) -> None:
     """Spread the frozen 16-bit base of a PEFT Llama over the processes with FSDP2 (torch's fully_shard): of every layer
     each holds a part, and gathers the whole for as long as that layer computes. The adapter stays whole, for DDP and so

@@ -62,7 +62,7 @@ class Trainer(SFTTrainer):
             seed=recipe.seed,
             save_steps=recipe.save_steps,
             report_to=recipe.report_to,
-            optim=memory.optimizer(recipe, sum(parameter.numel() for parameter in learned)),
+            optim=recipe.optim or ("adamw_torch_fused" if on_gpu else "adamw_torch"),
             bf16=False,  # base and activations are bf16 as they are; autocast would only add casts
             fp16=run.record.settings["precision"] == "fp16",  # for the loss scaling
             use_cpu=not on_gpu,
