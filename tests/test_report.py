@@ -9,8 +9,7 @@ from evaluations import write
 
 from iris import InputError, RunError, record
 from iris.evaluate.tasks import FIXED, TASKS, take_apart
-from iris.report.report import kept_forms, report
-from iris.report.tables import Lab
+from iris.report.report import report
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = {"id": "lab/Tiny-Instruct", "revision": None, "digest": "d1"}
@@ -86,8 +85,6 @@ def lab(tmp_path):
     rows = [trained("1b", "qlora", 70477.3), trained("1b", "lora16", 80000.0)]
     speed(results, "speed-train", [*rows, trained("1b", "", 34143.0, who="u-lora-bs=16")])
     speed(results, "speed-8b", [trained("8b", "qlora", 12500.0)])
-    landed = {"haiku": 0.1, "limerick": 0, "couplet": 0.7, "quatrain": 0.5, "sonnet": 0}
-    speed(results / "voice", "landing", [{"who": "voice, seed 1"} | landed, {"who": "mean of three seeds"} | landed])
     return tmp_path
 
 
@@ -111,7 +108,7 @@ def test_the_same_records_give_the_same_bytes_and_check_is_content_with_them(lab
     assert (lab / "README.md").read_text() == before and not list((lab / "results").glob("*.png"))  # a check only looks
     first = run(lab)
     drawn = {path.name: path.read_bytes() for path in (lab / "results").glob("*.png")}
-    assert set(drawn) == {"scores.png", "forms.png"}
+    assert set(drawn) == {"scores.png"}
     run(lab, check=True)
     for path in (lab / "results").glob("*.png"):
         path.unlink()
@@ -119,8 +116,8 @@ def test_the_same_records_give_the_same_bytes_and_check_is_content_with_them(lab
     assert {path.name: path.read_bytes() for path in (lab / "results").glob("*.png")} == drawn
     assert b"matplotlib" not in b"".join(drawn.values()).lower()
     (lab / "README.md").write_text(first.replace("bf16", "fp32"))
-    (lab / "results" / "forms.png").write_bytes(b"no picture")
-    with pytest.raises(RunError, match=r"out of date: the table iris:results of \S+, \S+forms\.png; run"):
+    (lab / "results" / "scores.png").write_bytes(b"no picture")
+    with pytest.raises(RunError, match=r"out of date: the table iris:results of \S+, \S+scores\.png; run"):
         run(lab, check=True)
 
 
@@ -149,9 +146,6 @@ def test_poems_are_shown_by_form(lab):
     tuned = "keeps 0.0, 0.0, 100.0, 0.0, 0.0<br>strict 0.0, 0.0, 50.0, 0.0, 0.0<br>+0.2000"
     assert f"0.2000 ± 0.0383<br>{tuned} [" in scores["lora16-s1"]
     assert f"| {tuned}<br>**better, clear of noise** |" in table(run(lab), "scores")
-    records = record.load(lab / "results")
-    shown = {run["name"]: run for run in kept_forms(Lab(lab / "results", records, []))}
-    assert shown["lora16-s1"]["shares"]["couplet"] == 0.5 and shown["base"]["shares"]["couplet"] == 0
 
 
 def test_seeds_of_one_recipe_are_distinct_and_on_the_same_data(lab):

@@ -125,7 +125,7 @@ def parser() -> Parser:
     flag("--storage", help="a database's address, for workers on several machines (default: in --out)")
     add_recipe(flag)
 
-    flag = verb("report", call("report.report.report"), "write the README's tables and the pictures from the records")
+    flag = verb("report", call("report.report.report"), "write the tables of README.md and docs/ from the records")
     flag("--results", type=Path, default="results", help="folder of records (default: %(default)s)")
     documents = [Path("README.md"), *sorted(Path("docs").glob("*.md"))]
     flag("documents", type=Path, nargs="*", default=documents, help="files to fill (default: README.md and docs/*.md)")

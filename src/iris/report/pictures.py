@@ -1,13 +1,14 @@
-"""The pictures of the scores and of the forms kept, drawn from plain JSON values.
-
-Each carries a digest of what it shows, and is current while that is the same, whatever the version of matplotlib.
-"""
+"""The picture of the scores. It carries a digest of what it shows, and is current while that is the same, whatever the
+version of matplotlib."""
 
 import io
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from .. import record
+from ..compare import Row, Scored, short
+from ..evaluate.tasks import TASKS
 
 ACCENT, LIGHT, GREY = "#6b3fa0", "#c9b8d8", "#8c959f"
 STYLE: Any = {
@@ -23,13 +24,19 @@ STYLE: Any = {
 COLUMNS = 3  # panels in a row
 
 
-def write(path: Path, shown: list[dict[str, Any]], check: bool = False) -> bool:
-    """Draw what report.scores (to scores.png) or report.kept_forms gives (to forms.png) where the PNG at `path` shows
-    something else; with nothing to show there is none. Returns whether it was out of date; with `check` it stays so."""
+def write(path: Path, groups: list[list[Scored]], check: bool = False) -> bool:
+    """Draw the compared evaluations of the groups where the PNG at `path` shows something else; with nothing to show
+    there is none. Returns whether it was out of date; with `check` it stays so."""
     import matplotlib
     from PIL import Image
 
-    digest = record.digest_of(shown) if shown else None
+    panels = []  # the name of a base, and the rows of one of its tasks
+    for group in groups:
+        compared = [row for one in group if one.comparison for row in one.comparison.rows if row.verdict]
+        for task in TASKS:
+            if rows := [row for row in compared if row.task == task]:
+                panels.append((short(group[0].record.model["id"]), rows))
+    digest = record.digest_of([[name, *map(asdict, rows)] for name, rows in panels]) if panels else None
     try:
         with Image.open(path) as image:
             known = image.info.get("iris", "")
@@ -37,59 +44,42 @@ def write(path: Path, shown: list[dict[str, Any]], check: bool = False) -> bool:
         known = "" if path.exists() else None
     if known == digest or check:
         return bool(known != digest)
-    if not shown:
+    if not panels:
         path.unlink()
         return True
     content = io.BytesIO()
     with matplotlib.rc_context(dict(matplotlib.rcParamsDefault) | STYLE):
         # without dates or versions: the same values give the same bytes
-        figure = draw_forms(shown) if path.stem == "forms" else draw_scores(shown)
-        figure.savefig(content, format="png", metadata={"Software": None, "iris": digest})
+        draw(panels).savefig(content, format="png", metadata={"Software": None, "iris": digest})
     record.write_atomic(path, content.getvalue())
     return True
 
 
-def draw_scores(shown: list[dict[str, Any]]) -> Any:
+def draw(panels: list[tuple[str, list[Row]]]) -> Any:
     """A figure of one panel a task: the base as a line, every run with the 95% interval of its difference from it."""
     from matplotlib.figure import Figure
 
-    columns, lines = min(COLUMNS, len(shown)), -(-len(shown) // COLUMNS)
-    height = 1.3 + 0.25 * max(len(panel["runs"]) for panel in shown)
+    columns, lines = min(COLUMNS, len(panels)), -(-len(panels) // COLUMNS)
+    height = 1.3 + 0.25 * max(len(rows) for _, rows in panels)
     figure = Figure((3.6 * columns, lines * height), layout="constrained")
     axes = list(figure.subplots(lines, columns, squeeze=False).flat)
-    for place, (panel, ax) in enumerate(zip(shown, axes, strict=False)):
-        names = [run["name"] for run in panel["runs"]]
-        beside = place % columns and names == [run["name"] for run in shown[place - 1]["runs"]]
-        ax.set_yticks(range(len(names)), [""] * len(names) if beside else names)
+    shown: list[str] = []  # beside the panel before
+    for place, ((_, rows), ax) in enumerate(zip(panels, axes, strict=False)):
+        names, before = [row.record for row in rows], shown if place % columns else []
+        ax.set_yticks(range(len(names)), [""] * len(names) if names == before else names)
         ax.set_ylim(len(names) - 0.4, -0.6)
-        ax.axvline(panel["base"], color=GREY, linewidth=1, linestyle=(0, (4, 3)))
-        for y, run in enumerate(panel["runs"]):
-            color = ACCENT if run["clear"] else LIGHT
-            ax.plot([run["low"], run["high"]], [y, y], color=color, linewidth=2.5, solid_capstyle="round")
-            ax.plot(run["value"], y, "o", color=color, markersize=6, markeredgecolor="white")
+        ax.axvline(rows[0].base, color=GREY, linewidth=1, linestyle=(0, (4, 3)))
+        for y, row in enumerate(rows):
+            color, ends = LIGHT if row.verdict == "within noise" else ACCENT, [row.base + row.low, row.base + row.high]
+            ax.plot(ends, [y, y], color=color, linewidth=2.5, solid_capstyle="round")
+            ax.plot(row.tuned, y, "o", color=color, markersize=6, markeredgecolor="white")
         ax.locator_params(axis="x", nbins=4)
-        ax.set_title(panel["task"], fontweight="bold")
-        ax.set_xlabel(panel["label"], fontsize=8)
-    for ax in axes[len(shown) :]:
+        task, better = TASKS[rows[0].task], "higher" if rows[0].higher_is_better else "lower"
+        ax.set_title(task.title, fontweight="bold")
+        ax.set_xlabel(f"{task.metric} ({better} is better), n = {rows[0].n:,}", fontsize=8)
+        shown = names
+    for ax in axes[len(panels) :]:
         ax.set_visible(False)
-    models = ", ".join(dict.fromkeys(panel["model"] for panel in shown))
+    models = ", ".join(dict.fromkeys(name for name, _ in panels))
     figure.suptitle(f"{models}: dashed the base; dark where the difference is clear of noise", fontsize=10)
-    return figure
-
-
-def draw_forms(shown: list[dict[str, Any]]) -> Any:
-    """A figure of one panel a form, and in it a bar a run: percent of its poems that keep the form, strictly where the
-    bar is dark."""
-    from matplotlib.figure import Figure
-
-    forms = list(shown[0]["shares"])
-    figure = Figure((3 * len(forms), 0.8 + 0.25 * len(shown)), layout="constrained")
-    for form, ax in zip(forms, figure.subplots(1, len(forms), sharey=True, squeeze=False).flat, strict=True):
-        values = [100 * run["shares"].get(form, 0.0) for run in shown]
-        bars = ax.barh(range(len(shown)), values, color=[ACCENT if run["strict"] else LIGHT for run in shown])
-        ax.bar_label(bars, [f" {value:.1f}" for value in values], fontsize=7.5)
-        ax.set_xlim(0, 115)
-        ax.set_title(f"{form}, % kept")
-    ax.set_yticks(range(len(shown)), [run["name"] for run in shown])
-    ax.invert_yaxis()
     return figure

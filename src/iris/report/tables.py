@@ -9,7 +9,6 @@ from typing import Any
 from .. import record
 from ..compare import Scored, markdown, settings_in_words, short, with_error, with_interval
 from ..evaluate.tasks import FIXED, TASKS
-from ..record import Record
 
 SCORES_NOTE = (
     "± is one standard error; under a score its difference from the base, the 95% interval (paired bootstrap over "
@@ -19,11 +18,10 @@ SCORES_NOTE = (
 
 @dataclass(frozen=True)
 class Lab:
-    """What tables and pictures are made of: the records of the folder `results`, and of these the evaluations, in
+    """What tables and the picture are made of: the folder `results` of records, and of these the evaluations, in
     groups that can be compared."""
 
     results: Path
-    records: dict[Path, Record]
     groups: list[list[Scored]]
 
 
