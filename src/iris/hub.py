@@ -111,7 +111,7 @@ def _translate(what: str, error: Exception) -> InputError | RunError:
         return TransientError(f"the Hub's answer about {what} was broken; try again in a while")
     mendable = any(isinstance(cause, (FileNotFoundError, ValueError)) for cause in causes)
     kind = InputError if mendable else RunError
-    return kind(f"{what} could not be loaded: {readable(str(error.__cause__ or error) or repr(error))}")
+    return kind(f"{what} will not do: {readable(str(error.__cause__ or error) or repr(error))}")
 
 
 def _translate_answer(what: str, error: errors.HfHubHTTPError) -> InputError | RunError:

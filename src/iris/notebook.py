@@ -19,7 +19,7 @@ from IPython.display import HTML, Image, Markdown, display
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from . import InputError, RunError, hub, recipe, record
+from . import RunError, hub, recipe, record
 from .compare import markdown
 from .data import template
 from .evaluate.tasks import DEFAULT
@@ -27,7 +27,7 @@ from .model import hardware
 from .model.load import resolve
 from .poetry import poet
 from .poetry.forms import judge
-from .train import checkpoints, fit
+from .train import fit
 
 REDRAW = 10.0  # seconds between two pictures of the loss
 THEMES = {"haiku": "the last train home", "limerick": "a baker who overslept", "free": "my grandmother's radio"}
@@ -71,18 +71,14 @@ def choices(
     if model == "auto":
         model = "llama-3.2-1b" if on_gpu and token else "smollm2"
     if keep == "drive":
-        try:
-            from google.colab import drive
-        except ImportError:
-            raise InputError('keep="drive" is for Colab only; choose "" or USER/NAME here') from None
+        from google.colab import drive  # which Colab alone has
+
         drive.mount("/content/drive")
         folder = Path("/content/drive/MyDrive/iris")
     taste = not on_gpu and not minutes
     length: dict[str, Any] = {"max_steps": steps, "batch_size": 1, "save_steps": 4} if taste else {"save_steps": 50}
     hub_too = keep if "/" in keep else None
     asked = recipe.make(model=model, method=method, data=data, push_checkpoints=hub_too, **length)
-    if asked.four_bit and not on_gpu:
-        raise InputError("qlora needs a GPU; choose lora16 or dora here")
     print(f"{model}, {method} on {data}, on {hardware.device_name()}; kept in {folder / name}")
     if taste:
         print(f"no GPU here: a taste of {steps} steps of one sequence; choose some minutes (30, say) for more")
@@ -95,12 +91,8 @@ def choices(
 def train(chosen: Choices) -> record.Record:
     """The finished run: trained now, gone on with where it was cut off, or as it lies there. Shows the loss curve
     meanwhile. Errors as of `fit.fit`."""
-    kept, path = chosen.recipe.push_checkpoints, chosen.out / "record.json"
-    if kept and not path.exists():
-        chosen.out.mkdir(parents=True, exist_ok=True)
-        checkpoints.Keeper(kept, chosen.out).fetch()
     live = Live(chosen.out)
-    result = fit.fit(chosen.recipe, chosen.out, resume=path.exists(), minutes=chosen.minutes, callbacks=[live])
+    result = fit.fit(chosen.recipe, chosen.out, resume=None, minutes=chosen.minutes, callbacks=[live])
     live.show()
     return result
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from .. import InputError, hub, record
@@ -78,11 +78,8 @@ def publish(
     if space and hardware == "static" and not public:
         raise InputError("a static page cannot show a private model; add --public or take another --hardware")
     for name in filter(None, (repo, space)):
-        try:
+        with hub.translate_errors(f"the name {name}"):
             validate_repo_id(name)
-        except HFValidationError as error:
-            reason = str(error).partition(": '")[0]
-            raise InputError(f"nothing can be published as {name} ({reason}); choose another name") from None
         if "/" not in name:
             raise InputError(f"{name} is not of the form USER/NAME; give the repository's whole name")
     check_sums(export)

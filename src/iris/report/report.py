@@ -21,16 +21,11 @@ MARKER = re.compile(r"<!-- iris:(\w+)([^>]*?) -->\n(.*?)(?:<!-- /iris:\1 -->|\Z)
 
 def report(results: Path, documents: list[Path], check: bool = False) -> None:
     """Fill the documents and draw the scores of `results`; with `check` write nothing, and RunError names what is out
-    of date. InputError: a document that is not there, a wrong marker, a damaged record, records that cannot be
-    compared."""
+    of date. InputError: a wrong marker, a damaged record, records that cannot be compared."""
     lab = Lab(results, compare.evaluations(record.load(results)))
     stale = []
     for document in documents:
-        try:
-            before = document.read_text(encoding="utf-8")
-        except OSError:
-            raise InputError(f"there is no {document}; run this where it is, or name the documents to fill") from None
-        after = before
+        before = after = document.read_text(encoding="utf-8")
         for found in MARKER.finditer(before):
             name, words, _ = found.groups()
             if name not in TABLES or not found[0].endswith(end := f"<!-- /iris:{name} -->"):

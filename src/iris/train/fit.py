@@ -58,7 +58,7 @@ def fit(
     recipe: Recipe,
     out: Path,
     *,
-    resume: bool = False,
+    resume: bool | None = False,
     minutes: float | None = None,
     strict: bool = False,
     benchmarks: Path | None = None,
@@ -67,10 +67,10 @@ def fit(
 ) -> Record:
     """Train the adapter that `recipe` describes into `out`; returns the run's record, which is also written there.
 
-    `resume`: go on with the run in `out`; a finished one stays as it is. `minutes` bounds the whole call; the learning
-    rate has decayed to zero by then. `strict`: a dropped or cut row is an InputError. `benchmarks`: a folder of files
-    whose questions must not be trained on. `dataset`: recipe.data, read already. Where accelerate has started several
-    processes each of them calls this and gets the record; all must see `out`."""
+    `resume`: go on with the run in `out` (None: if there is one); a finished one stays as it is. `minutes` bounds the
+    whole call; the learning rate has decayed to zero by then. `strict`: a dropped or cut row is an InputError.
+    `benchmarks`: a folder of files whose questions must not be trained on. `dataset`: recipe.data, read already. Where
+    accelerate has started several processes each of them calls this and gets the record; all must see `out`."""
     run = begin(recipe, out, resume, minutes)
     if run.record.status == "finished":
         return run.record
@@ -93,7 +93,7 @@ def fit(
     return finish(run, trainer)
 
 
-def begin(recipe: Recipe, out: Path, resume: bool, minutes: float | None) -> Run:
+def begin(recipe: Recipe, out: Path, resume: bool | None, minutes: float | None) -> Run:
     """The run in `out`, new or to be gone on with; finished, if nothing is left to do. InputError where that cannot be.
     Until its first step is done a run leaves nothing in `out` that would be in the way of another."""
     began, on_gpu = time.monotonic(), torch.cuda.is_available()
@@ -116,7 +116,7 @@ def begin(recipe: Recipe, out: Path, resume: bool, minutes: float | None) -> Run
     return run
 
 
-def open_folder(run: Run, resume: bool) -> None:
+def open_folder(run: Run, resume: bool | None) -> None:
     """Make the run's folder; with `resume` find what to go on from. InputError for no run, or another."""
     out, recipe, path = run.out, run.recipe, run.out / "record.json"
     try:
@@ -126,8 +126,9 @@ def open_folder(run: Run, resume: bool) -> None:
         raise InputError(f"{out} cannot be written to ({error.strerror}); choose another --out") from None
     if recipe.push_checkpoints and run.state.is_main_process:
         run.keeper = checkpoints.Keeper(recipe.push_checkpoints, out)
-        if resume and not path.exists():
+        if resume is not False and not path.exists():
             run.keeper.fetch()
+    resume = path.exists() if resume is None else resume
     if not resume:
         if path.exists() or list(out.glob("checkpoint-*")):
             raise InputError(f"{out} holds a run already; add --resume to go on with it, or choose another --out")
