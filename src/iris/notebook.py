@@ -20,16 +20,17 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from . import RunError, hub, recipe, record
-from .compare import markdown
 from .data import template
 from .evaluate.tasks import DEFAULT
 from .model import hardware
 from .model.load import resolve
 from .poetry import poet
 from .poetry.forms import judge
+from .report import tables
 from .train import fit
 
 REDRAW = 10.0  # seconds between two pictures of the loss
+SPEEDS = "name measures.steady_tokens_per_s measures.step_seconds measures.peak_memory_gb settings.precision"
 THEMES = {"haiku": "the last train home", "limerick": "a baker who overslept", "free": "my grandmother's radio"}
 SAMPLING = {"do_sample": True, "temperature": 0.7, "repetition_penalty": 1.1, "max_new_tokens": 96}  # as poet.py does
 
@@ -180,18 +181,15 @@ def speed(chosen: Choices, methods: str) -> str:
     in a process of its own. Errors as of `iris`."""
     asked = chosen.recipe
     known = [method for method in recipe.METHODS if method != "qlora" or hardware.device() == "cuda"]
+    known = known if methods == "all" else methods.split(",")
     words = ["--model", asked.model, "--data", asked.data, "--batch-size", asked.batch_size]
     words += ["--max-steps", asked.max_steps if asked.max_steps > 0 else 30]
-    rows = []
-    for method in known if methods == "all" else methods.split(","):
-        with tempfile.TemporaryDirectory() as scratch:
-            iris("train", "--method", method, *words, "--out", f"{scratch}/run")
-            run = record.read(f"{scratch}/run/record.json")
-        got = run.measures
-        numbers = [f"{got['steady_tokens_per_s']:,.0f}", f"{got['step_seconds']:.2f}", f"{got['peak_memory_gb']:.1f}"]
-        rows.append([method, *numbers, run.settings["precision"]])
-        print(*rows[-1], flush=True)
-    return markdown(["method", "tokens/s", "seconds a step", "peak memory (GB)", "precision"], rows)
+    with tempfile.TemporaryDirectory() as scratch:
+        for method in known:
+            print(f"training {method}", flush=True)
+            iris("train", "--method", method, *words, "--out", f"{scratch}/{method}")
+        records = ",".join(f"{method}/record" for method in known)
+        return tables.rows(tables.Lab(Path(scratch), []), [records, *SPEEDS.split()])
 
 
 def export(chosen: Choices, quant: str = "q8_0") -> Path:
