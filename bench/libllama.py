@@ -88,14 +88,9 @@ class Model:
     def logits(self, ids: list[int]) -> np.ndarray:
         """The logits after each of `ids` (at most n_ctx), fp32 [len(ids), n_vocab]."""
         n, sequence = len(ids), c.pointer(I32(0))
-        batch = _Batch(
-            n_tokens=n,
-            token=(I32 * n)(*ids),
-            pos=(I32 * n)(*range(n)),
-            n_seq_id=(I32 * n)(*[1] * n),
-            seq_id=(c.POINTER(I32) * n)(*[sequence] * n),
-            logits=(c.c_int8 * n)(*[1] * n),
-        )
+        tokens, places = (I32 * n)(*ids), (I32 * n)(*range(n))
+        sequences = (I32 * n)(*[1] * n), (c.POINTER(I32) * n)(*[sequence] * n)
+        batch = _Batch(n, tokens, None, places, *sequences, (c.c_int8 * n)(*[1] * n))
         LIB.llama_memory_clear(LIB.llama_get_memory(self._context), True)
         if LIB.llama_decode(self._context, batch):
             raise RunError(f"the engine could not read {n} tokens")

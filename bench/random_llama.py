@@ -26,14 +26,9 @@ def make_model(shape: str, tokenizer: Path | str, folder: Path | str) -> Path:
         return folder
     rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0 if shape == "8b" else 32.0}
     rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-    config = LlamaConfig(
-        **dict(zip(forecast.SHAPE.split(), forecast.SHAPES[SHAPES[shape]], strict=True)),
-        max_position_embeddings=131072,
-        rms_norm_eps=1e-5,
-        bos_token_id=128000,
-        eos_token_id=[128001, 128008, 128009],
-        rope_parameters=rope,
-    )
+    shaped = dict(zip(forecast.SHAPE.split(), forecast.SHAPES[SHAPES[shape]], strict=True))
+    shaped |= {"max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_parameters": rope}
+    config = LlamaConfig(**shaped, bos_token_id=128000, eos_token_id=[128001, 128008, 128009])
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):

@@ -221,29 +221,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the room under load.")
     parser.add_argument("--model", type=Path, help="a GGUF file; the embedded SmolLM2 unless given")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", default="first_word,speed,crowd", help="which parts, by commas")
     parser.add_argument("--seconds", type=float, default=12, help="of each measurement of speed")
     parser.add_argument("--crowd", type=float, default=300, help="seconds that the crowd stays")
     parser.add_argument("--visitors", type=int, default=50)
-    parser.add_argument("--note", default="", help="goes into the record: what else the machine did, say")
     args = parser.parse_args()
     model = (args.model or smollm2.gguf()).resolve()
     began = time.perf_counter()
     app = App(model)
-    rows: Rows = []
-    only = args.only.split(",")
     try:
-        rows += first_word(app) if "first_word" in only else []
-        rows += speed(app, args.seconds) if "speed" in only else []
-        rows += crowd(app, args.visitors, args.crowd) if "crowd" in only else []
+        rows = first_word(app) + speed(app, args.seconds) + crowd(app, args.visitors, args.crowd)
     finally:
         app.process.terminate()
         app.process.wait(timeout=60)
-    if args.out.exists():  # a second call adds its rows, or replaces them
-        told = {each["what"] for each in rows}
-        rows = [each for each in record.read(args.out).measures["rows"] if each["what"] not in told] + rows
     made = {"id": model.name, "revision": None, "digest": record.file_digest(model)}
-    result = record.Record("speed", args.out.stem, made, "finished", note=args.note)
+    result = record.Record("speed", args.out.stem, made, "finished")
     result.settings = {"device": f"{os.cpu_count()} CPU cores, visitors on the same", "seconds": args.seconds}
     result.measures = {"rows": rows, "wall_seconds": round(time.perf_counter() - began, 1)}
     record.write(result, args.out)

@@ -13,16 +13,9 @@ from urllib.parse import urlencode
 
 from playwright.sync_api import sync_playwright
 
-VIEWS: dict[str, dict[str, Any]] = {
-    "light": {"viewport": {"width": 1366, "height": 768}, "color_scheme": "light"},
-    "dark": {"viewport": {"width": 1366, "height": 768}, "color_scheme": "dark"},
-    "phone": {
-        "viewport": {"width": 390, "height": 844},
-        "device_scale_factor": 2,
-        "is_mobile": True,
-        "has_touch": True,
-    },
-}
+DESK: dict[str, Any] = {"viewport": {"width": 1366, "height": 768}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
+VIEWS = {"light": DESK | {"color_scheme": "light"}, "dark": DESK | {"color_scheme": "dark"}, "phone": PHONE}
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: threads bes
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-LONGEST = ("page", "train", "app", "export", "evaluate", "sweep", "publish", "distributed", "poetry_tasks")
+LONGEST = "page train app export sweep poet evaluate publish distributed poetry_tasks hub verse".split()
 
 
 def pytest_collection_modifyitems(items):

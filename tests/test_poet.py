@@ -165,7 +165,7 @@ def test_words_are_near_to_a_theme(voice: Poet) -> None:
 
 def test_a_model_that_was_never_taught_ends_all_the_same(poet: Poet) -> None:
     assert not poet.plans
-    poem = poet.recite(Wish("a cat", "limerick", seed=2))
+    poem = poet.recite(Wish("a cat", "limerick", seed=3))
     assert poem.text and poem.tokens < 8000
 
 
