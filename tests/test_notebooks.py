@@ -40,35 +40,28 @@ def test_it_is_in_step_with_its_script(path):
     paired = jupytext.read(path.with_suffix(".py"))
     notebook = jupytext.read(path)
     assert notebook.metadata["jupytext"]["formats"] == "ipynb,py:percent"
-    assert [(cell.cell_type, cell.source) for cell in notebook.cells] == [
-        (cell.cell_type, cell.source) for cell in paired.cells
-    ], "run `jupytext --sync notebooks/*.ipynb`"
+    here, there = ([(cell.cell_type, cell.source) for cell in each.cells] for each in (notebook, paired))
+    assert here == there, "run `jupytext --sync notebooks/*.ipynb`"
     written = jupytext.writes(notebook, "py:percent")
     no_version = re.compile(r"#\s+jupytext_version: .*\n")
     assert no_version.sub("", written) == no_version.sub("", path.with_suffix(".py").read_text())
 
 
-def test_it_is_clean(path):
+def test_it_is_clean_and_of_one_shape(path, cells):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert set(notebook.metadata) == {"accelerator", "colab", "jupytext", "kernelspec"}  # no widgets
-    for cell in notebook.cells:
-        assert not cell.metadata
-        if cell.cell_type == "code":
-            assert cell.outputs == [] and cell.execution_count is None
-
-
-def test_its_shape(path, cells):
-    assert len(cells) <= 15
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert not any(cell.metadata for cell in cells)
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    assert len(cells) <= 15 and cells[1:3] == code[:2]
     assert cells[0].source.startswith("# ") and "T4" in cells[0].source and "CPU" in cells[0].source
-    assert [cell.cell_type for cell in cells[1:3]] == ["code", "code"]
     install, choices = cells[1].source, cells[2].source
     assert install == nbformat.read(NOTEBOOKS[0], as_version=4).cells[1].source
     assert "# @param" in choices and all("# @param" not in cell.source for cell in cells[3:])
     assert any(cell.source.startswith("## When it breaks") for cell in cells)
-    chosen = [node for node in ast.parse(choices).body if isinstance(node, ast.Assign)]
-    assert len(chosen) == len(ast.parse(choices).body), "choices are assignments, nothing else"
-    assert all(isinstance(node.value, ast.Constant) for node in chosen)
+    body = ast.parse(choices).body  # choices are assignments, nothing else
+    assert all(isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) for node in body)
 
 
 def test_every_name_of_iris_exists(cells):
