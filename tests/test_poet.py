@@ -163,10 +163,11 @@ def test_words_are_near_to_a_theme(voice: Poet) -> None:
     assert len(near) > 200 and near["tide"] > near["bread"]
 
 
-def test_a_model_that_was_never_taught_ends_all_the_same(poet: Poet) -> None:
+def test_a_model_that_was_never_taught_ends_all_the_same(poet: Poet, monkeypatch) -> None:
     assert not poet.plans
+    monkeypatch.setattr("iris.poetry.keep_form.PATIENCE", 4)
     poem = poet.recite(Wish("a cat", "limerick", seed=3))
-    assert poem.text and poem.tokens < 8000
+    assert poem.text and poem.tokens < 2000
 
 
 def test_many_at_once(poet: Poet) -> None:
