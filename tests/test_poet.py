@@ -14,7 +14,7 @@ from iris import InputError, RunError
 from iris.model import smollm2
 from iris.poetry import poet as poet_module
 from iris.poetry.forms import judge
-from iris.poetry.keep_form import Draft, compose
+from iris.poetry.keep_form import Draft, Unfinished, compose
 from iris.poetry.plan import ASKED, Likely, nearness
 from iris.poetry.poet import FORMS, VOICE, Poet, Wish, cores
 from iris.poetry.sound import line_syllables
@@ -115,6 +115,13 @@ def test_kept_lines_and_the_drafts_before_them(voice: Poet) -> None:
     text = "".join(piece for piece in pieces if isinstance(piece, str))
     assert text.count("\n") == 3
     assert isinstance(pieces[0], Draft) and pieces[-1] == text.splitlines()[-1] + "\n"
+
+
+def test_a_draft_is_settled_where_the_next_line_breaks_the_form() -> None:
+    poem = Unfinished("haiku", [], ["seen", "dark", "smiled"], 3, taught=True, refused=set())
+    lines = ["Sea at night. I seen\n", "the stars go down in the dark.\n", "I look up, and smiled.\n", "More\n"]
+    assert [poem.settled("".join(lines[:n])) for n in (1, 2, 3, 4)] == [None, None, None, 3]
+    assert poem.settled("Sea.\n") == 0 and poem.settled(lines[0] + "the stars, and then the dark.\n") == 1
 
 
 def test_a_poem_is_composed_without_an_engine() -> None:

@@ -36,8 +36,8 @@ _PLAIN = re.compile(r"[A-Za-z0-9 ,.;:!?'\"‘’“”()—–-]+")
 class Drafts:
     """Wants so many answers (`count`) to the user's `message`, each going on from `before`, in a list of Draft.
     may_end: whether the model may end it by itself. bias: logits to add to the first token of words. scored: whether
-    likelihoods are wanted. shown: lines before the drafts that may yet be taken back. settled: whether, after a
-    finished line, the rest of a draft is useless."""
+    likelihoods are wanted. shown: lines before the drafts that may yet be taken back. settled: how many lines a draft
+    that has come so far, up to a finished line, will have given; None while more of it may add to them."""
 
     message: str
     before: str = ""
@@ -50,7 +50,7 @@ class Drafts:
     bias: dict[str, float] = field(default_factory=dict)
     scored: bool = False
     shown: str = ""
-    settled: Callable[[str], bool] = lambda text: False
+    settled: Callable[[str], int | None] = lambda text: None
 
 
 @dataclass
@@ -102,7 +102,7 @@ def compose(wish: Wish, taught: bool, count: int = DRAFTS) -> Generator[Likely |
             bias={} if taught else dict.fromkeys(poem.rhyming_words(), BIAS + 2 * rounds),
             scored=True,
             shown="".join(line + "\n" for line in lines[given:]),
-            settled=poem.is_settled,
+            settled=poem.settled,
         )
         drafts = yield asked
         spent += asked.count * asked.max_tokens
@@ -159,11 +159,14 @@ class Unfinished:
         found = len(here.lines) - len(self.lines)
         return 0, found, score / max(1, found), list(here.lines[len(self.lines) :])
 
-    def is_settled(self, text: str) -> bool:
-        """Whether the first line of a draft that has come so far has a fault, or it has more lines than are wanted."""
+    def settled(self, text: str) -> int | None:
+        """As Drafts.settled: the lines that keep the form, once the next that the model began and finished does not."""
         finished = text.rpartition("\n")[0]
-        faulty = finished != "" and self.landing(Draft(finished, ended=True))[0] < 0
-        return faulty or text.count("\n") > self.stop - len(self.lines)
+        whole = [" ".join(line.split()) for line in finished.split("\n")] if finished else []
+        faults, found, _, lines = self.landing(Draft(finished, ended=True))
+        found = 0 if faults else found
+        is_over = found < len(whole) and (faults < 0 or lines == whole[:found])
+        return found if is_over or text.count("\n") > self.stop - len(self.lines) else None
 
     def best_line(self, draft: Draft, start: int) -> tuple[int, float, int]:
         """Of the ways to take the next line of the poem from a draft, from the character `start` on, the best: minus

@@ -242,7 +242,7 @@ class Poet:
                         draft.likely.append((len(draft.text), sum(token["logprob"] for token in told), len(told)))
                     if choice["finish_reason"]:
                         draft.ended = choice["finish_reason"] == "stop"
-                    elif several and "\n" in (piece or "") and asked.settled(draft.text):
+                    elif several and "\n" in (piece or "") and asked.settled(draft.text) is not None:
                         settled.add(choice["index"])
                 if "usage" in chunk and not several:
                     drafts[0].tokens = chunk["usage"]["completion_tokens"]

@@ -31,9 +31,13 @@ now: Writing | None = None
 
 
 def ready() -> str:
-    """Everything read that a poem needs; says what runs this."""
-    end_words()
+    """Says what runs this."""
     return json.dumps(f"Python {platform.python_version()}")
+
+
+def read() -> str:
+    """Everything read that a poem in a form needs: half a second in a browser, for which free verse does not wait."""
+    return json.dumps(len(end_words()))
 
 
 def begin(wish: str, taught: str, count: str) -> str:
@@ -79,7 +83,7 @@ def go_on(answer: str) -> str:
 
 
 def settled(text: str) -> str:
-    """Whether the rest of a draft that has come so far is of no use."""
+    """As Drafts.settled."""
     assert now and isinstance(now.asked, Drafts)
     return json.dumps(now.asked.settled(json.loads(text)))
 

@@ -9,26 +9,27 @@ const TRIES = 3, LANES = 3;  // of a part; at a time
 const TEMPLATE = { date_string: "26 Jul 2024" };  // as in poet.py
 const said = (told) => Object.assign(new Error(told), { told });
 const megabytes = (bytes) => (bytes / 1e6).toFixed(0);
-const hex = (buffer) => [...new Uint8Array(buffer)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+const hex = (bytes) => [...new Uint8Array(bytes)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 
-/** One part {url, from, bytes, sha256} as a Blob; from: where it begins in its file, null where it is a file itself. */
+/** One part {url, from, bytes, sha256} as bytes; from: where it begins in its file, null where it is a file itself. */
 async function fetchPart({ url, from, bytes, sha256 }, came) {
   const headers = from === null ? {} : { Range: `bytes=${from}-${from + bytes - 1}` };
   for (let left = TRIES; left > 0; left -= 1) {
     const response = await fetch(url, { headers, cache: "no-store" }).catch(() => null);
-    if (response && !response.ok) throw said(`The model is not where it should be (${url.split("/").at(-1)}: ${response.status}); tell whoever keeps this page.`);
-    const pieces = [];
+    if (response && !response.ok) {
+      throw said(`The model is not where it should be (${url.split("/").at(-1)}: ${response.status}); tell whoever keeps this page.`);
+    }
+    const whole = new Uint8Array(bytes);
     let got = 0;
     try {
       for (const reader = response.body.getReader(); ;) {
         const { done, value } = await reader.read();
         if (done) break;
-        pieces.push(value);
+        whole.set(value.subarray(0, bytes - got), got);  // a host without ranges sends more
         came(value.length);
         got += value.length;
       }
-      const blob = new Blob(pieces);
-      if (hex(await crypto.subtle.digest("SHA-256", await blob.arrayBuffer())) === sha256) return blob;
+      if (got === bytes && hex(await crypto.subtle.digest("SHA-256", whole)) === sha256) return whole;
       if (left === 1) throw said("The model's file is damaged on its way here; reload the page, or tell whoever keeps it.");
     } catch (error) {
       if (error.told) throw error;
@@ -39,7 +40,7 @@ async function fetchPart({ url, from, bytes, sha256 }, came) {
   }
 }
 
-/** The model's file while it comes, as much of a Blob as the engine asks of one. */
+/** The model's file while it comes, as much of a Blob as the engine asks of one: to read a Blob's slices takes longer. */
 class Model {
   constructor(parts) {
     this.parts = parts;
@@ -59,37 +60,38 @@ class Model {
       const kept = await cache.match(name);
       if (kept) {
         came(part.bytes);
-        return kept.blob();
+        return new Uint8Array(await kept.arrayBuffer());
       }
-      const blob = await fetchPart(part, came);
-      cache.put(name, new Response(blob)).catch(() => null);  // a full disk: it comes again the next time
-      return blob;
+      const whole = await fetchPart(part, came);
+      cache.put(name, new Response(whole)).catch(() => null);  // a full disk: it comes again the next time
+      return whole;
     };
     for (const [number, part] of this.parts.entries()) {
-      part.blob = number < LANES ? get(part) : this.parts[number - LANES].blob.then(() => get(part));
+      part.whole = number < LANES ? get(part) : this.parts[number - LANES].whole.then(() => get(part));
     }
-    return Promise.all(this.parts.map(({ blob }) => blob));
+    return Promise.all(this.parts.map(({ whole }) => whole));
   }
 
   slice(from, to) {
-    return { arrayBuffer: () => this.read(from, Math.min(to, this.size)).then((blob) => blob.arrayBuffer()) };
+    return { arrayBuffer: async () => {
+      const read = new Uint8Array(Math.min(to, this.size) - from);
+      let start = 0;
+      for (const { bytes, whole } of this.parts) {
+        const first = Math.max(from, start), last = Math.min(from + read.length, start + bytes);
+        if (first < last) read.set((await whole).subarray(first - start, last - start), first - from);
+        start += bytes;
+      }
+      return read.buffer;
+    } };
   }
 
-  async read(from, to) {
-    const pieces = [];
-    let start = 0;
-    for (const { bytes, blob } of this.parts) {
-      if (start < to && start + bytes > from) pieces.push((await blob).slice(Math.max(0, from - start), to - start));
-      start += bytes;
-    }
-    return new Blob(pieces);
-  }
-
-  /** For browsers whose engine cannot wait for a file: the whole of it, at once. */
+  /** For browsers whose engine cannot wait for a file: the parts one after the other. */
   stream() {
-    const { readable, writable } = new TransformStream();
-    this.read(0, this.size).then((blob) => blob.stream().pipeTo(writable));
-    return readable;
+    const parts = this.parts.values();
+    return new ReadableStream({ async pull(controller) {
+      const { done, value } = parts.next();
+      if (done) controller.close(); else controller.enqueue((await value.whole).slice());
+    } });
   }
 }
 
@@ -97,12 +99,12 @@ const cores = () => (navigator.hardwareConcurrency > 2 ? navigator.hardwareConcu
 
 export class Engine {
   /** The engine with a room's model. progress(sentence) is called on the way. */
-  static async load({ parts, taught, drafts, known }, progress) {
+  static async load({ parts, known }, progress) {
     const quiet = { debug() {}, log() {}, warn() {}, error() {} };
     const llama = new Wllama({ default: new URL("engine/wllama.wasm", import.meta.url).href }, { logger: quiet });
     llama.setCompat(null);  // else an old browser would ask a CDN
     const model = new Model(parts), threads = crossOriginIsolated ? Math.ceil(cores()) : 1;
-    const options = { n_ctx: 2048, n_batch: 32, n_ubatch: 32, n_parallel: 2, n_threads: threads, n_gpu_layers: 0, warmup: false };
+    const options = { n_ctx: 1024, n_batch: 32, n_ubatch: 32, n_parallel: 2, n_threads: threads, n_gpu_layers: 0, warmup: false };
     await navigator.locks.request("iris-model", async () => {  // a second tab waits for the first, and finds it all
       const coming = model.fetch(progress);
       const loading = llama.loadModel([model], options).catch(async (error) => {
@@ -112,9 +114,8 @@ export class Engine {
       });
       await Promise.all([coming, loading]);
     });
-    const engine = Object.assign(new Engine(), { llama, taught, known, most: drafts, threads: llama.getNumThreads() });
-    await engine.warmUp();
-    return engine;
+    model.parts = [];  // the engine has its own copy
+    return Object.assign(new Engine(), { llama, known, threads: llama.getNumThreads() });
   }
 
   /** Have what all prompts begin with read: the first poem then begins sooner. */
@@ -133,7 +134,7 @@ export class Engine {
 
   /** Drafts as keep_form.py wants them, up to the first that keeps the form; yields those there are whenever the last
    * has grown. One after the other: WebAssembly gains nothing by several at a time, and their prompt is read once.
-   * settled(text) says whether the rest of a draft is of no use, and so whether one that is done is of use. */
+   * settled(text): how many lines a draft has given for good, null while more of it may add to them. */
   async* write(asked, signal, settled) {
     const before = asked.before ? [{ role: "assistant", content: asked.before }] : [];
     const options = {
@@ -152,6 +153,7 @@ export class Engine {
     const drafts = [];
     while (drafts.length < asked.count) {
       const draft = { text: "", tokens: 0, ended: null, likely: [] }, enough = new AbortController();
+      let lines = null;
       drafts.push(draft);
       const seed = (asked.seed + drafts.length) % 2 ** 31, abortSignal = AbortSignal.any([signal, enough.signal]);
       try {
@@ -164,13 +166,17 @@ export class Engine {
             yield drafts;
           }
           if (choice?.finish_reason) draft.ended = choice.finish_reason === "stop";
-          else if (asked.scored && piece.includes("\n") && await settled(draft.text)) enough.abort();
+          else if (asked.scored && piece.includes("\n")) {
+            lines = await settled(draft.text);
+            if (lines !== null) enough.abort();
+          }
         }
       } catch (error) {
         if (!abortSignal.aborted) throw error;
       }
       if (signal.aborted) return;
-      if (draft.ended && asked.scored && !await settled(`${draft.text}\n`)) break;
+      if (draft.ended && asked.scored) lines = await settled(`${draft.text}\n`) ?? Infinity;
+      if (lines) break;
     }
     yield drafts;
   }

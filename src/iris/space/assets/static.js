@@ -7,7 +7,8 @@ import { open } from "./page.js";
 const told = (error) => error.told ?? "Something went wrong here; reload the page and try again.";
 const page = document.querySelector("#page");
 const room = await (await fetch("room.json")).json();
-let show = () => {}, writing = null, loaded = "", failed = false;
+let show = () => {}, writing = null, last = null;  // the poem in work; when the last of them has ended
+let loaded = "", failed = false;  // how far the model is; "" once it is there
 
 /** Iris' Python in a worker: each call is a message, and its answer another. */
 const verse = () => {
@@ -22,18 +23,23 @@ const verse = () => {
   });
 };
 
+const tell = () => {
+  if (writing) show({ ...writing.now, note: loaded, busy: true });
+  else if (page.querySelector("#sheet h2:empty")) show({ note: loaded || "Say what it should be about, and press Write." });
+};
+
 const progress = (note) => {
   if (failed) return;  // other parts of the model may still come, but what went wrong has to stay
   loaded = note;
-  if (writing) show({ ...writing.poem, note, busy: true });
-  else if (page.querySelector("#sheet h2:empty")) show({ note: note || "Say what it should be about, and press Write." });
+  tell();
 };
 
 /** The poem of a wish, state by state as leaf.js draws it. */
-async function* compose(wish, poem, { engine, python, signal }) {
-  if (signal.aborted) return;
-  let step = await python("begin", wish, engine.taught, engine.most), text = "";
+async function* compose(wish, poem, signal) {
+  let step = await python("begin", wish, room.taught, room.drafts), text = "";
+  const engine = step.refused ? null : await ready, began = performance.now();
   while (!step.poem) {
+    if (signal.aborted) return;
     if (step.refused) throw Object.assign(new Error("refused"), { told: step.refused });
     let answer = null;
     if (step.likely) answer = await engine.likely(step.likely);
@@ -45,49 +51,53 @@ async function* compose(wish, poem, { engine, python, signal }) {
         yield { ...poem, busy: true, ...(scored ? { text, draft: shown + draft } : { text: draft }) };
       }
     }
-    if (signal.aborted) return;
-    step = await python("go_on", answer);
+    if (!signal.aborted) step = await python("go_on", answer);
   }
-  yield { ...poem, ...step.poem };
+  yield { ...poem, ...step.poem, seconds: (performance.now() - began) / 1000 };
 }
 
-async function write({ turn, ...wish }) {
+function write({ turn, ...wish }) {
   stop();
-  const mine = new AbortController(), before = writing?.done;
+  const mine = new AbortController(), before = last;
   const poem = { turn, about: wish.theme, form: wish.form, seed: wish.seed, by: "" };
-  let now = poem;
-  const work = async () => {
+  const work = { mine, now: poem };
+  const go = async () => {
     try {
       await before;
-      if (loaded) progress(loaded);
-      const [engine, python] = await ready;
-      for await (now of compose(wish, poem, { engine, python, signal: mine.signal })) show(now);
-      if (mine.signal.aborted) show({ ...poem, text: now.text, note: "stopped" });
+      for await (const state of compose(wish, poem, mine.signal)) {
+        if (mine.signal.aborted) continue;  // up to the engine's own end: what it gives up later would be an error of nobody's
+        work.now = state;
+        show(state);
+      }
     } catch (error) {
       console.warn(error);
-      show({ ...poem, text: now.text, note: told(error) });
+      if (!mine.signal.aborted) show({ ...poem, text: work.now.text, note: told(error) });
     } finally {
-      if (writing?.mine === mine) writing = null;
+      if (writing === work) writing = null;
+      python("read").catch(() => null);  // if no poem has needed it yet, the next may
     }
   };
-  writing = { mine, poem, done: null };
-  writing.done = work();
+  writing = work;
+  if (loaded) tell();
+  last = go();
 }
 
+/** What is written so far stays at once; the engine ends after the token in work. */
 function stop() {
-  writing?.mine.abort();
-  if (!writing || !loaded) return;
-  show({ ...writing.poem, note: "stopped" });  // before it has begun
+  if (!writing) return;
+  const { mine, now } = writing;
+  mine.abort();
   writing = null;
+  show({ ...now, draft: "", busy: false, note: "stopped" });
 }
 
 const load = async () => {
   if (!isSecureContext) throw Object.assign(new Error("insecure"), { told: "This page writes only over https, or on localhost." });
-  const python = verse();
   const [engine, about] = await Promise.all([Engine.load(room, progress), python("ready")]);
+  if (!writing) await Promise.all([engine.warmUp(), python("read")]);
   page.querySelector("#engine").textContent = `llama.cpp on ${engine.threads > 1 ? `${engine.threads} threads` : "one thread"}, ${about}`;
   progress("");
-  return [engine, python];
+  return engine;
 };
 
 if (navigator.serviceWorker) {
@@ -102,10 +112,10 @@ if (navigator.serviceWorker) {
     }
   }
 }
-const ready = load();
+const python = verse(), ready = load();
 ready.catch((error) => {
   progress(told(error));
   failed = true;
 });
 show = await open(page, { write, stop });
-if (loaded) progress(loaded);
+if (loaded) tell();

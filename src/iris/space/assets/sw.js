@@ -14,14 +14,15 @@ const isolated = (request, response) => {
   return new Response(response.body, { status: response.status, statusText: response.statusText, headers });
 };
 
+const version = (response) => response?.headers.get("ETag") ?? response?.headers.get("Last-Modified") ?? NaN;
+
 const answer = async (event) => {
-  const cache = await caches.open(KEPT), { request } = event;
+  const { request } = event, cache = await caches.open(KEPT), kept = await cache.match(request, { ignoreSearch: true });
   try {
-    const response = await fetch(request);
-    if (response.status === 200) event.waitUntil(cache.put(request, response.clone()));
+    const response = await fetch(request), isNew = version(response) !== version(kept);
+    if (response.status === 200 && isNew) event.waitUntil(cache.put(request, response.clone()));
     return isolated(request, response);
   } catch (error) {
-    const kept = await cache.match(request, { ignoreSearch: true });
     if (!kept) throw error;
     return isolated(request, kept);
   }
