@@ -32,7 +32,7 @@ SPEED = """async (asked) => {
   const { Engine } = await import("/engine.js");
   const engine = await Engine.load(await (await fetch("/room.json")).json(), () => {});
   let began, tokens;
-  for await (const [draft] of engine.write(asked, new AbortController().signal, () => false)) {
+  for await (const [draft] of engine.write(asked, new AbortController().signal, () => null)) {
     began ??= performance.now();
     tokens = draft.tokens;
   }
@@ -72,13 +72,15 @@ def speeds(context: BrowserContext, url: str, poet: Poet) -> tuple[float, float]
 
 
 def kept(context: BrowserContext, url: str, poet: Poet, form: str) -> tuple[str, str]:
-    """How long poems in a form take the page, of what they take this process, how many keep it; and its memory."""
+    """How long poems in a form take the page, of what the same wishes take this process, how many keep it; and its
+    memory."""
     tab, there, here, keeps = context.new_page(), [], [], 0
     tab.goto(url)
     tab.locator("#engine", has_text="Python").wait_for(timeout=90_000)
     for seed, theme in enumerate(THEMES):
         tab.locator("#form").get_by_role("radio", name=form).check(force=True)
         tab.locator("#theme textarea").fill(theme)
+        tab.evaluate("seed => { document.querySelector('#controls').elements.seed.value = seed; }", str(seed))
         tab.locator("#write").click()
         tab.locator("#sheet h2", has_text=theme).wait_for()
         tab.wait_for_selector(DONE, timeout=180_000)
@@ -92,13 +94,13 @@ def kept(context: BrowserContext, url: str, poet: Poet, form: str) -> tuple[str,
 
 
 def memory() -> float:
-    """MB of Chromium's renderers."""
-    total = 0
+    """MB of the page: of Chromium's renderers the largest; the others draw its own windows."""
+    sizes = [0]
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended
             if b"--type=renderer" in (process / "cmdline").read_bytes():
-                total += int((process / "smaps_rollup").read_text().split("Pss:")[1].split()[0])
-    return total / 1000
+                sizes.append(int((process / "smaps_rollup").read_text().split("Pss:")[1].split()[0]))
+    return max(sizes) / 1000
 
 
 def main() -> None:
