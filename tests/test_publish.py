@@ -460,7 +460,7 @@ def test_a_card_that_the_hub_refuses(server, exported):
     result.data["id"] = "some body/rows"
     record.write(result, exported / "record.json")
     export.write_sums(exported)
-    refused(InputError, 'the Hub does not take the model .*"datasets" with value "some body/rows"', push, exported)
+    refused(InputError, 'the Hub refuses the model .*"datasets" with value "some body/rows"', push, exported)
     assert not server.count("PUT|/commit/|/preupload/")
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from .. import InputError, hub, record
@@ -219,11 +218,6 @@ def upload(target: Target, earlier: set[str]) -> str:
     def work() -> str:
         try:
             return send().oid
-        except (HfHubHTTPError, json.JSONDecodeError):
-            raise
-        except ValueError as error:  # the card, which the library shows to the Hub first; a file that it does not take
-            reason = hub.readable(str(error))
-            raise InputError(f"the Hub does not take {target.what} ({reason}); mend that, or report this") from None
         except (RuntimeError, TimeoutError) as error:
             if error.__cause__ is None:  # hf_xet says in words only that the line broke
                 raise hub.TransientError(f"the upload of {target.what} broke off; publish again, it goes on") from None
