@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from iris import recipe
 from iris.data import template
-from iris.train import attention, lora, memory, packing
+from iris.train import attention, forecast, lora, memory, packing
 from iris.train.loss import give_loss, linear_cross_entropy
 
+ROOT = Path(__file__).resolve().parents[1]
 TALKS = [
     [{"role": "user", "content": "Write of " + "rain and " * n}, {"role": "assistant", "content": "Drip " * m}]
     for n, m in [(1, 3), (9, 20), (4, 1), (2, 40), (30, 2)]
@@ -147,3 +149,15 @@ def test_a_plan_keeps_the_batch_and_fits(monkeypatch):
     assert plans(asked, 1.236e9, 6000, 80, processes=2)[0] == memory.Plan(4, False, True)
     assert all(plan.sharded for plan in plans(asked, 8e9, 6000, 16, processes=4))  # whole, it would not fit
     assert not any(plan.sharded for plan in plans(replace(asked, method="qlora"), 8e9, 6000, 4, processes=4))
+
+
+def test_the_estimate_of_memory_is_near_what_was_measured():
+    """Of every training on a GPU that results/ has: four sizes, three methods, compiled, checkpointed and plain."""
+    seen = set()
+    for device, made, plan, peak in forecast.measured(ROOT / "results"):
+        config, parameters = forecast.shape_of(made["model"])
+        known = {name: made[name] for name in ("model", "method", "max_length", "r") if name in made}
+        estimate = memory.needed_gb(plan, replace(recipe.make(), **known), config, parameters)
+        assert abs(estimate / peak - 1) < 0.1, f"{device}, {known}, {plan}: {estimate:.1f} GB, measured {peak:.1f} GB"
+        seen |= {made["model"], made["method"], f"compile={plan.compile}", f"again={plan.checkpointing}"}
+    assert seen >= {*forecast.SHAPES, *recipe.METHODS, "compile=True", "compile=False", "again=True", "again=False"}
