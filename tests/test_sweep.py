@@ -82,12 +82,29 @@ def test_the_grid_is_the_seeds_and_alpha_follows_r():
     assert len(found) == 2 * 4 * 3 * 3 and {point["learning_rate"] for point in found} == {2e-2, 2e-3, 2e-4, 2e-5}
     assert all((made := sweep.at(recipe.Recipe(), point)).lora_alpha == made.r for point in found)
     assert sweep.at(recipe.Recipe(lora_alpha=32), {"r": 64}).lora_alpha == 128
-    assert set(sweep.search_space("grid", {"r", "seed"})) == {"lr_scheduler_type", "learning_rate", "weight_decay"}
+    # what is fixed goes, and --over widens
+    space = sweep.search_space("grid", {"r", "seed"}, ["learning_rate=1e-3,1e-4", "method=dora,lora16"])
+    assert set(space) == {"lr_scheduler_type", "learning_rate", "weight_decay", "method"}
+    assert space["learning_rate"].choices == (1e-3, 1e-4) and space["method"].choices == ("dora", "lora16")
+    ranged = sweep.search_space("free", (), ["learning_rate=1e-2..1e-5"])["learning_rate"]
+    assert (ranged.low, ranged.high, ranged.log) == (1e-5, 1e-2, True)
+
+
+@pytest.mark.parametrize(
+    ("search", "over", "message"),
+    [
+        ("gird", "r=1", "did you mean grid"), ("grid", "r", "needs the form"),
+        ("grid", "data=a,b", "unknown field to search over"), ("grid", "seed=1,2", "searched over and fixed"),
+        ("grid", "r=eight", "does not fit"), ("grid", "learning_rate=1e-5..1e-3", "needs --search free"),
+        ("free", "r=8..16", "positive decimal"), ("grid", "target_modules=q_proj,k_proj", "cannot be searched over"),
+    ],
+)  # fmt: skip
+def test_a_space_that_does_not_fit_is_one_sentence(search, over, message):
+    with pytest.raises(InputError, match=message):
+        sweep.search_space(search, {"seed"}, [over])
 
 
 def test_bad_input_is_one_sentence(asked, tmp_path):
-    with pytest.raises(InputError, match="did you mean grid"):
-        sweep.search_space("gird")
     with pytest.raises(InputError, match="give --trials or --minutes"):
         sweep.sweep(asked, sweep.search_space("free"), tmp_path)
     (tmp_path / "study.db").write_text("not a database\nat all\n")
@@ -128,7 +145,7 @@ def test_held_out_loss_is_that_of_plain_transformers(asked, small_model):
 # --- whole sweeps ----------------------------------------------------------------------------------------------------
 
 
-def test_a_grid_ends_with_a_record_a_trial_and_a_table(asked, tmp_path, capsys):
+def test_a_grid_ends_with_a_record_a_trial_a_table_and_a_picture(asked, tmp_path, capsys):
     space = grid(learning_rate=(2e-2, 2e-3), r=(2, 4))
     study = sweep.sweep(asked, space, tmp_path)
     assert len(study.trials) == 4 == len({json.dumps(one.params) for one in study.trials})
@@ -141,26 +158,25 @@ def test_a_grid_ends_with_a_record_a_trial_and_a_table(asked, tmp_path, capsys):
         assert not list(folder.glob("checkpoint-*")) and "training lora16" in (folder / "log.txt").read_text()
     table = (tmp_path / "sweep.md").read_text().splitlines()
     assert len(table) == 2 + 2 + 4 and table[4].startswith(f"| 1 | {study.best_trial.number} | ")
+    assert (tmp_path / "parallel.png").exists()
     assert f"best of 4: trial {study.best_trial.number}, held-out" in capsys.readouterr().out
     assert len(sweep.sweep(asked, space, tmp_path).trials) == 4
     with pytest.raises(InputError, match="begun with another learning_rate"):
         sweep.sweep(replace(asked, learning_rate=1e-5), space, tmp_path)
 
 
-ONE_RATE = optuna.distributions.FloatDistribution(1e-3, 1e-3, log=True)
-
-
-@pytest.mark.parametrize(
-    "space", [grid(micro_batch=(None, 1)), grid(method=("lora16", "qlora")), {"learning_rate": ONE_RATE}]
-)
-def test_a_sweep_ends_whatever_a_trial_did(asked, tmp_path, fitted, space):
-    """Values that do not sort, a method that needs a GPU, a range of one value: the table and the best are there."""
-    if "method" not in space:
+@pytest.mark.parametrize("over", ["micro_batch=none,1", "method=lora16,qlora", "learning_rate=1e-3..1e-3"])
+def test_a_sweep_ends_whatever_a_trial_did(asked, tmp_path, fitted, over):
+    """Values that do not sort, a method that needs a GPU, a range of one value: table, pictures and best are there."""
+    if "qlora" not in over:
         fitted(lambda asked, step: asked.r)
+    space = sweep.search_space("free", ("lr_scheduler_type", "weight_decay", "r", "learning_rate"), ())
+    space |= {(key := over.partition("=")[0]): sweep.search_space("free", (), [over])[key]}
     study = sweep.sweep(asked, space, tmp_path, trials=2)
-    table, count = (tmp_path / "sweep.md").read_text(), 1 if "method" in space else 2
+    table, count = (tmp_path / "sweep.md").read_text(), 1 if "qlora" in over else 2
     assert table.count("| finished |") == len(study.get_trials(states=[TrialState.COMPLETE])) == count
-    assert ("| failed: " in table and "needs a GPU" in table) == ("method" in space)
+    assert ("| failed: " in table and "needs a GPU" in table) == ("qlora" in over)
+    assert (tmp_path / "parallel.png").exists()
 
 
 def test_hopeless_diverged_and_failed_trials_are_told(asked, tmp_path, fitted):
@@ -190,6 +206,7 @@ def test_a_part_first_and_then_more(asked, tmp_path, fitted):
         assert len(sweep.sweep(asked, space, out, trials=first).trials) == first
         study = sweep.sweep(asked, space, out, trials=then)
         assert len(study.trials) == then == len({json.dumps(one.params) for one in study.trials})
+    assert (out / "parallel.png").exists()
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, torch.AcceleratorError, "stopped"])

@@ -120,6 +120,7 @@ def parser() -> Parser:
     flag = verb("sweep", sweep, "search recipes by held-out loss, with as many workers as you start")
     flag("--out", type=Path, required=True, help="folder of the study; the same again goes on with it")
     flag("--search", default="grid", help="grid (the seed lab's 72 points) or free (default: %(default)s)")
+    flag("--over", action="append", default=[], metavar="KEY=A,B|LOW..HIGH", help="search over this field as well")
     flag("--trials", type=int, help="trials of the study, whoever runs them (default: the whole grid)")
     flag("--minutes", type=float, help="end this worker within so many minutes")
     flag("--storage", help="a database's address, for workers on several machines (default: in --out)")
@@ -174,12 +175,12 @@ def train(*, out: Path, minutes: float | None, settings: list[str], benchmarks: 
     fit.fit(asked, out, minutes=minutes, benchmarks=benchmarks, **options)
 
 
-def sweep(*, out: Path, search: str, settings: list[str], **flags: Any) -> None:
+def sweep(*, out: Path, search: str, over: list[str], settings: list[str], **flags: Any) -> None:
     from .sweep import search_space, sweep
 
     options = {name: flags.pop(name) for name in ("trials", "minutes", "storage", "benchmarks")}
     fixed = {text.partition("=")[0] for text in settings} | {name for name, value in flags.items() if value is not None}
-    sweep(recipe.make(settings, **flags), search_space(search, fixed), out, **options)
+    sweep(recipe.make(settings, **flags), search_space(search, fixed, over), out, **options)
 
 
 def export(*, run: Path | None, out: Path | None, quants: list[str], page: Path | None) -> None:

@@ -7,7 +7,7 @@ Run as:  iris sweep --data verses --out runs/sweep                      # the gr
 
 The study is Optuna's: its queue deals the trials out, its heartbeat tells whose worker is gone. OUT/ holds study.db
 (unless --storage names a database), trials/NUMBER/ (a run's folder each, with its record and log; the adapter of the
-best only) and sweep.md. `optuna-dashboard sqlite:///OUT/study.db` draws it.
+best only), sweep.md and parallel.png.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -37,23 +37,14 @@ from .compare import markdown
 from .data import contamination, rows, template
 from .model import load
 from .poetry import verses
-from .recipe import Recipe, check, one_of
+from .recipe import Recipe, check, make, one_of
 from .train import fit, packing
 
-SEARCHES: dict[str, dict[str, Any]] = {  # the grid is the seed lab's; lora_alpha follows r
-    "grid": {
-        "lr_scheduler_type": CategoricalDistribution(("linear", "cosine")),
-        "learning_rate": CategoricalDistribution((2e-2, 2e-3, 2e-4, 2e-5)),
-        "weight_decay": CategoricalDistribution((0.1, 0.01, 0.001)),
-        "r": CategoricalDistribution((16, 32, 64)),
-    },
-    "free": {
-        "lr_scheduler_type": CategoricalDistribution(("linear", "cosine", "constant")),
-        "learning_rate": FloatDistribution(2e-5, 2e-2, log=True),
-        "weight_decay": FloatDistribution(1e-3, 1e-1, log=True),
-        "r": CategoricalDistribution((8, 16, 32, 64)),
-    },
+SEARCHES = {  # the grid is the seed lab's; lora_alpha follows r
+    "grid": "lr_scheduler_type=linear,cosine learning_rate=2e-2,2e-3,2e-4,2e-5 weight_decay=.1,.01,.001 r=16,32,64",
+    "free": "lr_scheduler_type=linear,cosine,constant learning_rate=2e-5..2e-2 weight_decay=1e-3..1e-1 r=8,16,32,64",
 }
+FIXED = ("model", "data", "rows", "max_length", "engine", "report_to")  # other losses, or none, would be compared
 HEARTBEAT, GRACE = 15, 60  # seconds: between two signs of life; without one until a worker is taken for dead
 POLL = 2.0  # seconds between two looks at other workers' trials
 HELD_OUT, MOST = 0.02, 200  # of a data set, and at most so many rows
@@ -126,9 +117,24 @@ def mean_loss(model: Any, tokenizer: Any, talks: list[list[rows.Message]], max_l
     return total / learned
 
 
-def search_space(search: str, fixed: Collection[str] = ()) -> dict[str, Any]:
-    """The space of "grid" or "free" without the `fixed` fields. InputError for another name."""
-    space = SEARCHES[one_of(search, list(SEARCHES), "search")]
+def search_space(search: str, fixed: Collection[str] = (), over: Sequence[str] = ()) -> dict[str, Any]:
+    """The space of "grid" or "free" without the `fixed` fields, with those of `over`: key=a,b,c are choices,
+    key=low..high is a log-scaled range (free search only). InputError where one does not fit."""
+    space: dict[str, Any] = {}
+    for text in (*SEARCHES[one_of(search, list(SEARCHES), "search")].split(), *over):
+        key, _, values = text.partition("=")
+        if not values:
+            raise InputError(f"--over {text} needs the form key=a,b,c or key=low..high")
+        one_of(key, [item.name for item in fields(Recipe) if item.name not in FIXED], "field to search over")
+        low, dots, high = values.partition("..")
+        choices = [getattr(make([f"{key}={value}"]), key) for value in ((low, high) if dots else values.split(","))]
+        if dots and (search == "grid" or not all(isinstance(one, float) and one > 0 for one in choices)):
+            raise InputError(f"--over {text}: a range needs --search free and a field of positive decimal numbers")
+        if isinstance(choices[0], tuple) or (key in fixed and text in over):
+            raise InputError(f"{key} cannot be searched over{' and fixed' * (key in fixed)}")
+        space[key] = CategoricalDistribution(choices)
+        if dots:
+            space[key] = FloatDistribution(min(choices), max(choices), log=True)
     return {key: kind for key, kind in space.items() if key not in fixed}
 
 
@@ -143,8 +149,7 @@ def sweep(
     benchmarks: Path | None = None,
 ) -> optuna.Study:
     """Work on the study of `recipe` over `space` in `out` until it has its `trials`, whoever runs them (default: the
-    whole grid), or `minutes` of this worker are spent. `space`: Optuna's distributions by field, but of none that moves
-    what the losses are of (data, rows, max_length, model). `storage`: an SQLAlchemy URL. Ranges are searched by TPE
+    whole grid), or `minutes` of this worker are spent. `storage`: an SQLAlchemy URL. Ranges are searched by TPE
     (Bergstra et al. 2011). InputError: another study in `out`, no budget. RunError: no trial finished."""
     grid = all(isinstance(kind, CategoricalDistribution) for kind in space.values())
     if not space or recipe.engine != "peft":
@@ -202,14 +207,7 @@ def sweep(
             time.sleep(min(POLL, max(0.0, deadline - time.monotonic())))
         else:
             break
-    ranked = settle(study, out)
-    if not ranked or ranked[0].state != TrialState.COMPLETE:
-        raise RunError(f"no trial finished; give it more --minutes, or see why in {out / 'sweep.md'}")
-    best = ranked[0]
-    values = ", ".join(f"{key}={value}" for key, value in best.params.items())
-    print(f"best of {len(ranked)}: trial {best.number}, held-out loss {best.values[0]:.4f} ({values})")
-    print(f"its adapter: {folder_of(out, best) / 'adapter'}, where it ran; all trials: {out / 'sweep.md'}")
-    return study
+    return conclude(study, out)
 
 
 def at(recipe: Recipe, point: dict[str, Any]) -> Recipe:
@@ -288,8 +286,8 @@ def run_trial(recipe: Recipe, folder: Path, dataset: rows.Dataset, watch: HeldOu
         result = record.read(path)
         if outcome != "finished":
             result.status, result.note = "stopped" if outcome == "pruned" else "failed", outcome
-        result.measures["held_out_loss"] = [None, *watch.losses.values()][-1]
-        result.measures["held_out_losses"] = {str(step): loss for step, loss in watch.losses.items()}
+        losses = {str(step): loss if math.isfinite(loss) else None for step, loss in watch.losses.items()}
+        result.measures |= {"held_out_loss": [None, *losses.values()][-1], "held_out_losses": losses}
         record.write(result, path)
     return outcome
 
@@ -316,3 +314,25 @@ def settle(study: optuna.Study, out: Path) -> list[FrozenTrial]:
     told = "Held-out loss in nats a learned token; a pruned trial's is its last. Chosen by it alone.\n\n"
     record.write_atomic(out / "sweep.md", f"{told}{text}\n".encode())
     return ranked
+
+
+def conclude(study: optuna.Study, out: Path) -> optuna.Study:
+    """Write the table and the picture (a line a finished trial), say which is the best. RunError if none finished."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from optuna.visualization import matplotlib as plots
+
+    ranked = settle(study, out)
+    if not ranked or ranked[0].state != TrialState.COMPLETE:
+        raise RunError(f"no trial finished; give it more --minutes, or see why in {out / 'sweep.md'}")
+    plots.plot_parallel_coordinate(study, target=lambda trial: trial.values[0], target_name="held-out loss")
+    plt.gcf().set_size_inches(9, 4.5)
+    plt.savefig(out / "parallel.png", bbox_inches="tight")
+    plt.close()
+    best = ranked[0]
+    values = ", ".join(f"{key}={value}" for key, value in best.params.items())
+    print(f"best of {len(ranked)}: trial {best.number}, held-out loss {best.values[0]:.4f} ({values})")
+    print(f"its adapter: {folder_of(out, best) / 'adapter'}, where it ran; all trials: {out / 'sweep.md'}")
+    return study
