@@ -141,16 +141,23 @@ ONE = {"arc_challenge": ("acc_norm", True, {"value": [0.0, 1.0, 1.0]})}
         ({"items_hash": "other"}, "arc_challenge's items_hash"),
         ({"version": 2.0}, r"arc_challenge's version \(1.0 and 2.0\)"),
         ({"parts": ["haiku"]}, "arc_challenge's parts"),
-        ({"model": {"config": "c"}}, r"the model's config \(None and c\)"),
+        ({"model": {"config": "c"}}, r"the model's config \(a and c\)"),
         ({"model": {"tokenizer": "t"}}, "the model's tokenizer"),
         ({"model": {"template": "t"}}, "the model's template"),
         ({"model": {"digest": "1"}, "adapter": {"kind": "lora"}}, r"the model's digest \(0 and 1\)"),
     ],
 )
 def test_records_made_otherwise_are_refused_and_the_difference_named(tmp_path, changed, said):
-    first, second = write(tmp_path / "a.json", ONE), write(tmp_path / "b.json", ONE, **changed)
+    stated = {"config": "a", "tokenizer": "a", "template": "a"}
+    first = write(tmp_path / "a.json", ONE, model=stated if changed.get("model", {}).keys() & stated else {})
+    second = write(tmp_path / "b.json", ONE, **changed)
     with pytest.raises(InputError, match=said):
         compare([first, second])
+
+
+def test_what_an_older_record_does_not_state_is_no_difference(tmp_path):
+    older, newer = write(tmp_path / "a.json", ONE), write(tmp_path / "b.json", ONE, model={"config": "c"})
+    assert compare([older, newer]).rows
 
 
 def test_what_is_no_finished_evaluation_is_refused(tmp_path):
