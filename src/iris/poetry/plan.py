@@ -17,7 +17,7 @@ from .sound import Phones, last_word, perfect_rhyme, rhyme_sounds
 from .verses import read_verses
 
 ASKED = "End the lines with:"
-NEAR = "A poem about {theme} with the words"  # what comes next is how near a word is to the theme
+NEAR = "Think of {theme}: the"  # what comes next, a thing, is near to the theme
 NEUTRAL = ("something", "a thing", "life", "somebody", "a day")  # themes that say what a word's likelihood is anyway
 UNLIKELY = -14.0  # log-likelihood of a word that is not among the likely ones
 
