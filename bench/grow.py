@@ -5,8 +5,9 @@ from.
 
 Themes are those of the bundled verses; plans are drawn by how near their words are to the theme under the base. Of the
 drafts of a line that land on its word, in the form's syllables, the one stays that the same model finds likeliest
-without the plan. Where none lands, the line before is written again. At the end the poems that the base finds most
-natural stay (fewest bits a byte), of each form `--keep` of them, none with a line of another.
+without the plan. Where none lands, the line before is written again. A sonnet's quatrains and its couplet are each
+asked for by themselves. At the end the poems that the base finds most natural stay (fewest bits a byte), of each form
+`--keep` of them, none with a line of another.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from iris.poetry.verses import read_verses
 
 DRAFTS = {"haiku": 12, "limerick": 8, "couplet": 6, "quatrain": 6, "sonnet": 12}
 RETURNS = {"haiku": 3, "limerick": 3, "couplet": 2, "quatrain": 2, "sonnet": 8}  # lines that may be written again
-LINE_TOKENS, ROWS = 28, 12_288  # the longest line, and how many are written at once
+ROWS = 4096  # lines that are written at once
+REQUESTS = ("Write {} about {}.", "Give me {} on {}.", "I'd like {} about {}.", "Can you write me {} about {}?")
 TEMPERATURE, TOP_P, TOP_K = 0.8, 0.92, 64
 
 
@@ -51,12 +53,20 @@ class Growing:
     returns: int
     lines: list[str] = field(default_factory=list)
 
+    def stanza(self) -> tuple[str, int, int]:
+        """What to ask for next: the request, the first line and the end of what it asks for."""
+        if len(self.words) < 14:
+            return self.request, 0, len(self.words)
+        start = len(self.lines) // 4 * 4
+        part = "quatrain" if start < 12 else "couplet"
+        return self.request.replace("sonnet", part, 1), start, min(14, start + 4)
+
 
 def lands(line: str, ended: bool, form: str, words: list[str], before: list[str]) -> bool:
     """Whether a draft is the next line: it ends in its word, in the form's syllables, and says nothing twice."""
     number = len(before)
     low, high = FORMS[form].metre[number]
-    last = number + 1 == len(words)
+    last = number + 1 == len(words) or (form == "sonnet" and number in (3, 7, 11))
     said = re.findall(r"[a-z']+", line.lower())
     return (
         last_word(line) == words[number]
@@ -104,16 +114,24 @@ class Writer:
         return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
 
     @torch.no_grad()
-    def near(self, theme: str) -> dict[str, float]:
-        """Log-likelihood of each end word that is one token, as the next word about the theme."""
-        ids = torch.tensor([self.tokenizer.encode(plan.NEAR.format(theme=theme))], device=hardware.device())
-        likely = self.base(ids).logits[0, -1].float().log_softmax(-1).tolist()
+    def near(self, themes: list[str]) -> dict[str, dict[str, float]]:
+        """Of each theme the log-likelihood of each end word that is one token, as the next word about it."""
         vocabulary = self.tokenizer.get_vocab()
-        return {word: likely[vocabulary["Ġ" + word]] for word in plan.end_words() if "Ġ" + word in vocabulary}
+        found: dict[str, dict[str, float]] = {}
+        words = {word: vocabulary["Ġ" + word] for word in plan.end_words() if "Ġ" + word in vocabulary}
+        for start in range(0, len(themes), 64):
+            part = themes[start : start + 64]
+            ids, mask, positions = self.padded([self.tokenizer.encode(plan.NEAR.format(theme=theme)) for theme in part])
+            logits = self.base(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1).logits[
+                :, -1
+            ]
+            likely = logits.float().log_softmax(-1)[:, list(words.values())].tolist()
+            found |= {theme: dict(zip(words, row, strict=True)) for theme, row in zip(part, likely, strict=True)}
+        return found
 
     @torch.no_grad()
-    def drafts(self, prompts: list[list[int]], count: int) -> list[list[tuple[str, bool]]]:
-        """`count` next lines of each prompt, and whether the poem ended with it."""
+    def drafts(self, prompts: list[list[int]], count: int, most: int) -> list[list[tuple[str, bool]]]:
+        """`count` next lines of each prompt, of at most so many tokens, and whether the poem ended with it."""
         found: list[list[tuple[str, bool]]] = []
         for start in range(0, len(prompts), max(1, ROWS // count)):
             ids, mask, positions = self.padded(prompts[start : start + max(1, ROWS // count)])
@@ -122,14 +140,14 @@ class Writer:
             cache.batch_repeat_interleave(count)
             mask, place = mask.repeat_interleave(count, 0), positions[:, -1].repeat_interleave(count)
             done, written = torch.zeros(len(mask), dtype=torch.bool, device=mask.device), []
-            for _ in range(LINE_TOKENS):
+            for number in range(most):
                 best, tokens = logits.float().topk(TOP_K)
                 chances = (best / TEMPERATURE).softmax(-1)
                 chances = chances.masked_fill(chances.cumsum(-1) - chances > TOP_P, 0)
                 token = tokens.gather(1, torch.multinomial(chances, 1))[:, 0].masked_fill(done, 0)
                 written.append(token)
                 done = done | torch.isin(token, self.stops)
-                if done.all():
+                if number % 4 == 3 and done.float().mean() > 0.97:
                     break
                 mask, place = torch.cat([mask, (~done).long()[:, None]], 1), place + 1
                 step = {"input_ids": token[:, None], "attention_mask": mask, "position_ids": place[:, None]}
@@ -159,23 +177,39 @@ class Writer:
         return found
 
 
+NEAR: dict[str, dict[str, float]] = {}  # of each theme, how near the end words are; the pool's processes inherit it
+
+
+def choose(form: str, theme: str, seed: float) -> list[str]:
+    """End words for a poem about a theme that is in NEAR."""
+    return plan.choose(form, NEAR[theme], random.Random(seed))
+
+
 def grow(writer: Writer, form: str, count: int, chance: random.Random, pool: ProcessPoolExecutor) -> list[Growing]:
     """As many of `count` poems as come through."""
-    themes = sorted({row["theme"] for row in read_verses("train")})
-    poems: list[Growing] = []
+    themes = chance.choices(list(NEAR), k=count)
+    plans = pool.map(choose, [form] * count, themes, [chance.random() for _ in themes], chunksize=64)
+    poems = [
+        Growing(theme, chance.choice(REQUESTS).format(FORMS[form].asked, theme), words, RETURNS[form])
+        for theme, words in zip(themes, plans, strict=True)
+        if words
+    ]
     finished: list[Growing] = []
-    for _ in range(count):
-        theme = chance.choice(themes)
-        words = plan.choose(form, writer.near(theme), chance)
-        poems.append(Growing(theme, f"Write {FORMS[form].asked} about {theme}.", words, RETURNS[form]))
     while poems:
-        prompts = [writer.prompt(plan.name_plan(poem.request, poem.words), poem.lines) for poem in poems]
-        written = enumerate(writer.drafts(prompts, DRAFTS[form]))
+        prompts = []
+        for poem in poems:
+            request, start, stop = poem.stanza()
+            prompts.append(writer.prompt(plan.name_plan(request, poem.words[start:stop]), poem.lines[start:]))
+        written = enumerate(writer.drafts(prompts, DRAFTS[form], 4 + 2 * FORMS[form].metre[0][1]))
         drafts = list(dict.fromkeys((i, line, ended) for i, lines in written for line, ended in lines))
         asked = [(line, ended, form, poems[i].words, poems[i].lines) for i, line, ended in drafts]
         kept = pool.map(lands, *zip(*asked, strict=True), chunksize=256)
         landed = [(i, line) for (i, line, _), good in zip(drafts, kept, strict=True) if good]
-        plain = [(writer.prompt(poems[i].request, poems[i].lines), line) for i, line in landed]
+        stanzas = [poems[i].stanza() for i, _ in landed]
+        plain = [
+            (writer.prompt(request, poems[i].lines[start:]), line)
+            for (i, line), (request, start, _) in zip(landed, stanzas, strict=True)
+        ]
         best: dict[int, tuple[float, str]] = defaultdict(lambda: (math.inf, ""))
         for (i, line), bits in zip(landed, writer.bits(writer.tuned, plain), strict=True):
             best[i] = min(best[i], (bits / len(line), line))
@@ -213,13 +247,15 @@ def main() -> None:
     parser.add_argument("--adapter", type=Path, required=True)
     parser.add_argument("--count", default="haiku=3000,limerick=3500,couplet=2000,quatrain=3000,sonnet=500")
     parser.add_argument("--keep", type=float, default=0.6)
+    parser.add_argument("--workers", type=int, help="processes that judge (default: one a core)")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.backends.cuda.enable_cudnn_sdp(False)
     writer, chance = Writer(args.model, args.adapter), random.Random(args.seed)
-    with ProcessPoolExecutor() as pool, gzip.open(args.out, "wt", encoding="utf-8") as file:
+    NEAR.update(writer.near(sorted({row["theme"] for row in read_verses("train")})))
+    with ProcessPoolExecutor(args.workers) as pool, gzip.open(args.out, "wt", encoding="utf-8") as file:
         for form, count in (part.split("=") for part in args.count.split(",")):
             began = time.monotonic()
             grown = grow(writer, form, int(count), chance, pool)
@@ -229,6 +265,7 @@ def main() -> None:
                 row = {"conversations": [{"from": speaker, "value": text} for speaker, text in turns], "form": form}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             spent = time.monotonic() - began
+            file.flush()
             print(f"{form}: {len(grown)} of {count} came through, {len(chosen)} stay, {spent:.0f} s", flush=True)
 
 

@@ -18,7 +18,6 @@ import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import Mock
 
 import gguf
 import numpy as np
@@ -450,7 +449,8 @@ def test_exported_folder(exported: Path, run: Path) -> None:
         assert result.measures[f"bytes_{quant}"] == size
     listed = {line.split("  ")[1] for line in (exported / export.SUMS).read_text().splitlines()}
     assert listed == {str(p.relative_to(exported)) for p in exported.rglob("*") if p.is_file()} - {export.SUMS}
-    subprocess.run(["sha256sum", "--quiet", "-c", export.SUMS], cwd=exported, check=True)
+    if shutil.which("sha256sum"):
+        subprocess.run(["sha256sum", "--quiet", "-c", export.SUMS], cwd=exported, check=True)
 
 
 def score(model: Path | str, out: Path) -> record.Record:
@@ -491,8 +491,12 @@ def test_bad_arguments(tmp_path: Path, run: Path, exported: Path) -> None:
     assert not out.exists()
 
 
-TAUGHT = [({"data": "verses"}, False), ({"data": "verses,x", "plans": None}, True), ({"data": "x", "plans": 0.5}, True)]
-TAUGHT += [({"data": "x", "plans": None}, False), ({"data": "verses", "plans": 0}, False)]
+TAUGHT = [({"data": "verses"}, False), ({"data": "verses,x", "plans": None}, True)]
+TAUGHT += [
+    ({"data": "x", "plans": None}, False),
+    ({"data": "x", "plans": 0.5}, True),
+    ({"data": "verses", "plans": 0}, False),
+]
 
 
 def test_the_gguf_says_whether_it_was_taught_plans(tmp_path: Path, small: Path) -> None:
@@ -534,9 +538,13 @@ def test_a_full_disk_or_ctrl_c_leaves_nothing(tmp_path: Path, run: Path, monkeyp
         export.export(run, tmp_path / "out", ["q8_0"])
     monkeypatch.undo()
 
-    full = OSError(errno.ENOSPC, "No space left on device")
-    for fault, kind, match in ((full, RunError, "left on device.*nothing was kept"), (*[KeyboardInterrupt] * 2, None)):
-        monkeypatch.setattr(gguf_file, "write", Mock(side_effect=fault))
+    failures = [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
+
+    def fail(*_: object) -> None:
+        raise failures.pop(0)
+
+    monkeypatch.setattr(gguf_file, "write", fail)
+    for kind, match in ((RunError, "No space left on device.*nothing was kept"), (KeyboardInterrupt, None)):
         with pytest.raises(kind, match=match):
             export.export(run, tmp_path / "out", ["q8_0"])
         assert list(tmp_path.iterdir()) == []

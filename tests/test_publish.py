@@ -6,9 +6,9 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import tomllib
 from pathlib import Path
@@ -90,13 +90,14 @@ def results(tmp_path, exported):
     return folder
 
 
-def push(exported: Path, **options) -> tuple[dict[str, bytes], dict[str, bytes]]:
+def push(exported: Path, space: str | None = SPACE, **options) -> tuple[dict[str, bytes], dict[str, bytes]]:
     """Publish, and say what was to be pushed: what a dry run writes, of the model and of the Space."""
-    options = {"results": exported / "none"} | options
-    publish.publish(exported, REPO, SPACE, **options)
-    with tempfile.TemporaryDirectory() as dry:
-        publish.publish(exported, REPO, SPACE, **options, dry_run=Path(dry, "dry"))
-        return read_all(Path(dry, "dry", "model")), read_all(Path(dry, "dry", "space"))
+    options.setdefault("results", exported / "none")
+    publish.publish(exported, REPO, space, **options)
+    dry = exported.with_name("dry")
+    shutil.rmtree(dry, ignore_errors=True)
+    publish.publish(exported, REPO, space, **options, dry_run=dry)
+    return read_all(dry / "model"), read_all(dry / "space")
 
 
 def refused(kind: type[Exception], match: str, ask, *args, **options) -> None:
@@ -401,10 +402,10 @@ def test_a_llama(tmp_path, results):
 
 
 def test_a_second_publish_changes_only_what_changed(server, exported, results):
-    push(exported)
+    push(exported, results=exported / "none")
     before = [len(repo.history) for repo in server.repos.values()]
     server.requests.clear()
-    push(exported)
+    push(exported, results=exported / "none")
     assert [len(repo.history) for repo in server.repos.values()] == before and not server.count("PUT /lfs/|/commit/")
     assert_whole(server, push(exported, results=results))  # measured in the meantime
     assert [len(server.repos[key].history) for key in (("model", REPO), ("space", SPACE))] == [3, 2]
@@ -599,3 +600,4 @@ def test_the_token_is_nowhere(server, exported, results, tmp_path, monkeypatch, 
     assert not any(TOKEN.encode() in content for content in written + pushed)
     assert TOKEN not in said.out + said.err + caplog.text
     assert "Traceback" not in said.err
+    shutil.rmtree(tmp_path / "dry")
