@@ -80,3 +80,32 @@ def test_drafts_are_seen_and_a_failure_in_mid_poem_frees_the_seat() -> None:
         assert room._free == 8
 
     asyncio.run(visit())
+
+
+def test_the_first_word_and_a_freed_seat_are_noticed_at_once() -> None:
+    """Within 50 ms in the quickest of four visits; the pauses between later words are five times as long here."""
+
+    class Quick:
+        def keep_form(self, wish: Wish, left: threading.Event):
+            time.sleep(0.1)
+            self.wrote = time.perf_counter()
+            yield "a first word"
+            left.wait(0.3)
+
+    async def visit() -> None:
+        room, waits = Room({"tuned": (poet := Quick())}, seats=4), []  # type: ignore[dict-item]
+        for _ in range(4):
+            writing, nextone = room.write(SHORT), room.write(SHORT)
+            while not (await anext(writing)).text:
+                pass
+            waits.append([time.perf_counter() - poet.wrote])
+            assert (await anext(nextone)).place == 1
+            await writing.aclose()
+            left = time.perf_counter()
+            while (await anext(nextone)).place:
+                pass
+            waits[-1].append(time.perf_counter() - left)
+            await nextone.aclose()
+        assert all(min(each) < 0.05 for each in zip(*waits, strict=True)), waits
+
+    asyncio.run(visit())

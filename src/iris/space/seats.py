@@ -19,6 +19,7 @@ LINE = 100  # visitors who may wait
 TICK = 0.05  # seconds: a poem is shown anew every two ticks, and one more for each other seat that is taken, because
 # each time costs the engine 3 to 5 ms of its cores, and its other thread waits; but never more than LONGEST
 LONGEST = 0.4
+SOON = 0.02  # seconds after which it is looked again for a free seat, by who is first in the line, and for a first word
 FIRST, LATER = 12, 1.4  # after so many times, when there is something to read, the pauses are so much longer
 PULSE = 0.5  # seconds after which progress is given even if nothing has changed: only then it shows that a visitor left
 
@@ -84,7 +85,7 @@ class Room:
                     seen, told = shown, time.monotonic()
                     yield Progress(0, *seen)
                 pause = TICK * (1 + self._seats - self._free) * (LATER if times > FIRST else 1)
-                await asyncio.wait({writing}, timeout=min(LONGEST, pause))
+                await asyncio.wait({writing}, timeout=min(LONGEST, pause) if times else SOON)
         finally:
             left.set()
             self._free += seats
@@ -102,7 +103,7 @@ class Room:
                 if time.monotonic() - told > PULSE:
                     told = time.monotonic()
                     yield self._line.index(ticket) + 1
-                await asyncio.sleep(2 * TICK)
+                await asyncio.sleep(SOON if self._line[0] is ticket else 2 * TICK)
             self._free -= seats
         finally:
             self._line.remove(ticket)
