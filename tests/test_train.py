@@ -65,6 +65,11 @@ def test_a_run_writes_all_it_should(finished):
     assert all(tensor.abs().max() > 0 for name, tensor in tensors.items() if "lora_B" in name)
 
 
+def test_a_run_of_few_steps_says_how_to_get_more(small_model, tmp_path, capsys):
+    made = fit.fit(make(small_model, -1, ["rows=4", "batch_size=8", "num_train_epochs=1"]), tmp_path / "few")
+    assert made.measures["steps"] == 1 and "only 1 optimizer steps: for more, --batch-size 2" in capsys.readouterr().out
+
+
 def test_methods_see_the_same_data_and_start_from_the_same_adapter(small_model, tmp_path, finished):
     _, lora = finished
     dora = fit.fit(make(small_model, method="dora", settings=["target_modules=all-linear"]), tmp_path / "dora")

@@ -228,6 +228,8 @@ def train(
         how += ", compiled (the first step takes a while)" * plan.compile
         print("training {} in {precision} on {device}:".format(recipe.method, **run.record.settings), end=" ")
         print(f"{len(sequences)} packed sequences, {plan.micro_batch} at a time in each of {processes} processes{how}")
+        if recipe.max_steps < 1 and steps <= recipe.warmup_steps:
+            print(f"only {steps} optimizer steps: for more, --batch-size 2 --max-length 512, or --num-train-epochs 3")
         before = signal.signal(signal.SIGINT, trainer.interrupt)
         try:
             quiet = not run.state.is_main_process
