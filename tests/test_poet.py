@@ -124,6 +124,13 @@ def test_a_draft_is_settled_where_the_next_line_breaks_the_form() -> None:
     assert poem.settled("Sea.\n") == 0 and poem.settled(lines[0] + "the stars, and then the dark.\n") == 1
 
 
+def test_a_poem_that_finds_no_line_ends_without_a_word() -> None:
+    composing, answer = compose(Wish("the sea", "haiku", seed=1), taught=True), None
+    with pytest.raises(StopIteration):
+        while not isinstance(asked := composing.send(answer), str):
+            answer = {} if isinstance(asked, Likely) else [Draft(ended=True)]
+
+
 def test_a_poem_is_composed_without_an_engine() -> None:
     """Whoever answers what is asked has the poem; of two drafts the one that lands stays."""
     composing, answer, text, asked = compose(Wish("the sea", "sonnet", seed=1), taught=True), None, "", None

@@ -126,7 +126,8 @@ def compose(wish: Wish, taught: bool, count: int = DRAFTS) -> Generator[Likely |
             plan = choose(wish.form, near, chance, begun=ends[:-1]) or plan
         elif rounds % 2 == 0:
             plan = choose(wish.form, near, chance, begun=ends) or plan
-    yield "".join(line + "\n" for line in lines[given:])
+    if lines[given:]:  # else a line was taken back, or none was found
+        yield "".join(line + "\n" for line in lines[given:])
 
 
 @dataclass(frozen=True)
