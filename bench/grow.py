@@ -40,7 +40,18 @@ DRAFTS = {"haiku": 12, "limerick": 8, "couplet": 6, "quatrain": 6, "sonnet": 12}
 RETURNS = {"haiku": 3, "limerick": 3, "couplet": 2, "quatrain": 2, "sonnet": 8}  # lines that may be written again
 ROWS = 4096  # lines that are written at once
 REQUESTS = ("Write {} about {}.", "Give me {} on {}.", "I'd like {} about {}.", "Can you write me {} about {}?")
-TEMPERATURE, TOP_P, TOP_K = 0.8, 0.92, 64
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn: of the top_k likeliest, of these the share top_p."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+
+
+LINES = Sampling(0.8, 0.92, 64)
 
 
 @dataclass
@@ -130,37 +141,50 @@ class Writer:
         return found
 
     @torch.no_grad()
+    def sample(
+        self,
+        prompts: list[list[int]],
+        count: int,
+        most: list[int],
+        stops: torch.Tensor,
+        how: Sampling,
+        enough: float = 1.0,
+    ) -> list[list[int]]:
+        """`count` answers to each prompt, each up to and with the first of `stops`, or of so many tokens at most (`most`
+        of each prompt). Ends once `enough` of them have ended."""
+        ids, mask, positions = self.padded(prompts)
+        out = self.tuned(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
+        cache, logits = out.past_key_values, out.logits[:, -1].repeat_interleave(count, 0)
+        cache.batch_repeat_interleave(count)
+        mask, place = mask.repeat_interleave(count, 0), positions[:, -1].repeat_interleave(count)
+        limit = torch.tensor(most, device=mask.device).repeat_interleave(count)
+        done, written = torch.zeros(len(mask), dtype=torch.bool, device=mask.device), []
+        for number in range(max(most)):
+            best, tokens = logits.float().topk(how.top_k)
+            chances = (best / how.temperature).softmax(-1)
+            chances = chances.masked_fill(chances.cumsum(-1) - chances > how.top_p, 0)
+            token = tokens.gather(1, torch.multinomial(chances, 1))[:, 0].masked_fill(done, 0)
+            written.append(token.masked_fill(done, -1))
+            done = done | torch.isin(token, stops) | (limit <= number + 1)
+            if number % 4 == 3 and done.float().mean() >= enough:
+                break
+            mask, place = torch.cat([mask, (~done).long()[:, None]], 1), place + 1
+            step = {"input_ids": token[:, None], "attention_mask": mask, "position_ids": place[:, None]}
+            logits = self.tuned(**step, past_key_values=cache).logits[:, -1]
+        return [[token for token in row if token >= 0] for row in torch.stack(written, 1).tolist()]
+
     def drafts(self, prompts: list[list[int]], count: int, most: int) -> list[list[tuple[str, bool]]]:
         """`count` next lines of each prompt, of at most so many tokens, and whether the poem ended with it."""
         found: list[list[tuple[str, bool]]] = []
+        stops = set(self.stops.tolist())
         for start in range(0, len(prompts), max(1, ROWS // count)):
-            ids, mask, positions = self.padded(prompts[start : start + max(1, ROWS // count)])
-            out = self.tuned(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
-            cache, logits = out.past_key_values, out.logits[:, -1].repeat_interleave(count, 0)
-            cache.batch_repeat_interleave(count)
-            mask, place = mask.repeat_interleave(count, 0), positions[:, -1].repeat_interleave(count)
-            done, written = torch.zeros(len(mask), dtype=torch.bool, device=mask.device), []
-            for number in range(most):
-                best, tokens = logits.float().topk(TOP_K)
-                chances = (best / TEMPERATURE).softmax(-1)
-                chances = chances.masked_fill(chances.cumsum(-1) - chances > TOP_P, 0)
-                token = tokens.gather(1, torch.multinomial(chances, 1))[:, 0].masked_fill(done, 0)
-                written.append(token)
-                done = done | torch.isin(token, self.stops)
-                if number % 4 == 3 and done.float().mean() > 0.97:
-                    break
-                mask, place = torch.cat([mask, (~done).long()[:, None]], 1), place + 1
-                step = {"input_ids": token[:, None], "attention_mask": mask, "position_ids": place[:, None]}
-                logits = self.tuned(**step, past_key_values=cache).logits[:, -1]
-            stops = set(self.stops.tolist())
-            rows = torch.stack(written, 1).tolist()
-            for i in range(0, len(rows), count):
-                lines = []
-                for row in rows[i : i + count]:
-                    end = next((n for n, token in enumerate(row) if token in stops), None)
-                    ended = end is not None and row[end] == self.end
-                    lines.append((str(self.tokenizer.decode(row[:end])).strip(), ended))
-                found.append(lines)
+            part = prompts[start : start + max(1, ROWS // count)]
+            rows = self.sample(part, count, [most] * len(part), self.stops, LINES, enough=0.97)
+            lines = [
+                (str(self.tokenizer.decode(row[:-1] if row[-1] in stops else row)).strip(), row[-1] == self.end)
+                for row in rows
+            ]
+            found += [lines[i : i + count] for i in range(0, len(lines), count)]
         return found
 
     @torch.no_grad()

@@ -24,7 +24,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from grow import REQUESTS, Writer, loops
+from grow import REQUESTS, Sampling, Writer, loops
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -37,7 +37,7 @@ from iris.poetry.verses import read_verses
 
 SAMPLES = 16  # poems of one plan
 TOKENS = {"haiku": 36, "limerick": 80, "couplet": 40, "quatrain": 72, "sonnet": 230}
-TEMPERATURE, TOP_P = 0.9, 0.98
+POEMS = Sampling(0.9, 0.98, 128)
 ALIKE = 0.5  # what a poem pays if all of its words in a row, by threes, are those of two other plans' poems
 FAR = 0.15  # what it pays for each nat a token by which it is likelier than at first
 
@@ -80,6 +80,7 @@ class Learner(Writer):
         base = models.from_pretrained(load.resolve(model).path, **read)
         self.policy: Any = PeftModel.from_pretrained(base, adapter, is_trainable=True).to(hardware.device())
         self.first = copy.deepcopy(self.tuned)
+        self.ends = torch.tensor([self.end], device=hardware.device())
         for weight in self.policy.parameters():
             if weight.requires_grad:
                 weight.data = weight.data.float()
@@ -92,31 +93,6 @@ class Learner(Writer):
             if hasattr(layer, "lora_A"):
                 delta = layer.get_delta_weight("default").float()
                 copies[name].weight.copy_(bases[name].weight.float() + delta)
-
-    @torch.no_grad()
-    def sample(self, prompts: list[list[int]], most: list[int]) -> list[tuple[list[int], bool]]:
-        """SAMPLES answers to each prompt, of at most so many tokens, and whether each ended by itself."""
-        ids, mask, positions = self.padded(prompts)
-        out = self.tuned(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
-        cache, logits = out.past_key_values, out.logits[:, -1].repeat_interleave(SAMPLES, 0)
-        cache.batch_repeat_interleave(SAMPLES)
-        mask, place = mask.repeat_interleave(SAMPLES, 0), positions[:, -1].repeat_interleave(SAMPLES)
-        limit = torch.tensor(most, device=mask.device).repeat_interleave(SAMPLES)
-        done, written = torch.zeros(len(mask), dtype=torch.bool, device=mask.device), []
-        for step in range(max(most)):
-            best, tokens = logits.float().topk(128)
-            chances = (best / TEMPERATURE).softmax(-1)
-            chances = chances.masked_fill(chances.cumsum(-1) - chances > TOP_P, 0)
-            token = tokens.gather(1, torch.multinomial(chances, 1))[:, 0].masked_fill(done, 0)
-            written.append(token.masked_fill(done, -1))
-            done = done | (token == self.end) | (limit <= step + 1)
-            if step % 8 == 0 and done.all():
-                break
-            mask, place = torch.cat([mask, (~done).long()[:, None]], 1), place + 1
-            asked = {"input_ids": token[:, None], "attention_mask": mask, "position_ids": place[:, None]}
-            logits = self.tuned(**asked, past_key_values=cache).logits[:, -1]
-        answers = [[token for token in row if token >= 0] for row in torch.stack(written, 1).tolist()]
-        return [(row, row[-1] == self.end) for row in answers]
 
     @torch.no_grad()
     def far(self, poems: list[tuple[list[int], list[int]]]) -> list[float]:
@@ -190,13 +166,13 @@ def main() -> None:
             for form, theme, words in zip(forms, themes, plans, strict=True):
                 request = chance.choice(REQUESTS).format(FORMS[form].asked, theme)
                 prompts.append(learner.prompt(plan.name_plan(request, words), []))
-            answers = learner.sample(prompts, [TOKENS[form] for form in forms])
+            answers = learner.sample(prompts, SAMPLES, [TOKENS[form] for form in forms], learner.ends, POEMS)
 
-            texts = [str(learner.tokenizer.decode(answer, skip_special_tokens=True)) for answer, _ in answers]
+            texts = [str(learner.tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
             each_form, each_plan = ([each for each in what for _ in range(SAMPLES)] for what in (forms, plans))
-            ended = [end for _, end in answers]
+            ended = [answer[-1] == learner.end for answer in answers]
             found = list(pool.map(reward, texts, ended, each_form, each_plan, chunksize=64))
-            poems = [(prompts[i // SAMPLES], answer) for i, (answer, _) in enumerate(answers)]
+            poems = [(prompts[i // SAMPLES], answer) for i, answer in enumerate(answers)]
             same, far = alike(texts), learner.far(poems)
             paid = [value - ALIKE * s - FAR * f for (value, _), s, f in zip(found, same, far, strict=True)]
             group_of = torch.tensor(paid).view(-1, SAMPLES)
