@@ -150,8 +150,8 @@ class Writer:
         how: Sampling,
         enough: float = 1.0,
     ) -> list[list[int]]:
-        """`count` answers to each prompt, each up to and with the first of `stops`, or of so many tokens at most (`most`
-        of each prompt). Ends once `enough` of them have ended."""
+        """`count` answers to each prompt, up to and with the first of `stops`, or of so many tokens at most (`most`,
+        prompt by prompt). Ends once `enough` of them have ended."""
         ids, mask, positions = self.padded(prompts)
         out = self.tuned(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
         cache, logits = out.past_key_values, out.logits[:, -1].repeat_interleave(count, 0)
