@@ -112,3 +112,17 @@ def data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder of real benchmark, chat and poem data is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Debian's Chromium, driven by playwright."""
+    chromium_at = Path("/usr/bin/chromium")
+    if not chromium_at.exists():
+        pytest.skip("Debian's chromium is not installed, so the page cannot be driven")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    quiet = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
+    with playwright.sync_playwright() as running:
+        chromium = running.chromium.launch(executable_path=str(chromium_at), args=quiet.split())
+        yield chromium
+        chromium.close()

@@ -26,8 +26,6 @@ from iris.poetry.forms import FORMS
 from iris.publish import publish
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-CHROMIUM = Path("/usr/bin/chromium")
-QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
 TOKEN = "hf_aFakeTokenThatMustNotBeSeen"
 DESK = {"viewport": {"width": 1280, "height": 800}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
@@ -68,17 +66,6 @@ def server(tmp_path_factory) -> Iterator[Server]:
     yield running
     running.process.terminate()
     running.process.wait(timeout=30)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM.exists():
-        pytest.skip("Debian's chromium is not installed, so the page cannot be driven")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=str(CHROMIUM), args=QUIET.split())
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

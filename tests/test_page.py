@@ -21,7 +21,6 @@ from iris.poetry.forms import judge
 from iris.poetry.verses import PATH
 from iris.publish import engines, page
 
-CHROMIUM = Path("/usr/bin/chromium")
 MODEL = "/model/"
 # Presses Stop at a poem's first word, however slow this machine is, and says how many milliseconds the poem then takes.
 STOP = """() => {
@@ -113,17 +112,6 @@ def site(folder) -> Iterator[Site]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield running
     server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM.exists():
-        pytest.skip("Debian's chromium is not installed, so the page cannot be driven")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
