@@ -20,6 +20,7 @@ import random
 import re
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -28,7 +29,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, StaticCache
 
 from iris.model import hardware, load
 from iris.poetry import plan
@@ -125,14 +126,14 @@ class Writer:
         return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
 
     @torch.no_grad()
-    def near(self, themes: list[str]) -> dict[str, dict[str, float]]:
+    def near(self, themes: list[str], asked: str = plan.NEAR) -> dict[str, dict[str, float]]:
         """Of each theme the log-likelihood of each end word that is one token, as the next word about it."""
         vocabulary = self.tokenizer.get_vocab()
         found: dict[str, dict[str, float]] = {}
         words = {word: vocabulary["Ġ" + word] for word in plan.end_words() if "Ġ" + word in vocabulary}
         for start in range(0, len(themes), 64):
             part = themes[start : start + 64]
-            ids, mask, positions = self.padded([self.tokenizer.encode(plan.NEAR.format(theme=theme)) for theme in part])
+            ids, mask, positions = self.padded([self.tokenizer.encode(asked.format(theme=theme)) for theme in part])
             logits = self.base(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1).logits[
                 :, -1
             ]
@@ -149,29 +150,68 @@ class Writer:
         stops: torch.Tensor,
         how: Sampling,
         enough: float = 1.0,
+        model: Any = None,
     ) -> list[list[int]]:
-        """`count` answers to each prompt, up to and with the first of `stops`, or of so many tokens at most (`most`,
-        prompt by prompt). Ends once `enough` of them have ended."""
+        """`count` answers of a model (the tuned one) to each prompt, up to and with the first of `stops`, or of so many
+        tokens at most (`most`, prompt by prompt). Ends once `enough` of them have ended."""
+        model = model or self.tuned
         ids, mask, positions = self.padded(prompts)
-        out = self.tuned(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
-        cache, logits = out.past_key_values, out.logits[:, -1].repeat_interleave(count, 0)
-        cache.batch_repeat_interleave(count)
-        mask, place = mask.repeat_interleave(count, 0), positions[:, -1].repeat_interleave(count)
-        limit = torch.tensor(most, device=mask.device).repeat_interleave(count)
-        done, written = torch.zeros(len(mask), dtype=torch.bool, device=mask.device), []
-        for number in range(max(most)):
+        out = model(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
+        rows, begun = len(prompts) * count, ids.shape[1]
+        length = (begun + max(most) + 7) // 8 * 8  # which the attention kernels like
+        cache = StaticCache(config=model.config, max_cache_len=length)
+        layers: list[Any] = cache.layers
+        for layer, prompt in zip(layers, out.past_key_values.layers, strict=True):
+            keys, values = prompt.keys.repeat_interleave(count, 0), prompt.values.repeat_interleave(count, 0)
+            layer.lazy_initialization(keys, values)
+            layer.keys[:, :, :begun], layer.values[:, :, :begun] = keys, values
+            layer.cumulative_length.fill_(begun)
+        seen = torch.zeros(rows, 1, 1, length, dtype=torch.bool, device=ids.device)
+        seen[:, 0, 0, :begun] = mask.repeat_interleave(count, 0).bool()
+        place = positions[:, -1:].repeat_interleave(count, 0)
+        token, number = torch.zeros_like(place), torch.zeros(1, dtype=torch.long, device=ids.device)
+        limit = torch.tensor(most, device=ids.device).repeat_interleave(count)
+        done, written = torch.zeros_like(limit, dtype=torch.bool), torch.full((rows, max(most)), -1, device=ids.device)
+
+        def draw(logits: torch.Tensor) -> None:
             best, tokens = logits.float().topk(how.top_k)
             chances = (best / how.temperature).softmax(-1)
             chances = chances.masked_fill(chances.cumsum(-1) - chances > how.top_p, 0)
-            token = tokens.gather(1, torch.multinomial(chances, 1))[:, 0].masked_fill(done, 0)
-            written.append(token.masked_fill(done, -1))
-            done = done | torch.isin(token, stops) | (limit <= number + 1)
-            if number % 4 == 3 and done.float().mean() >= enough:
+            best = (chances / torch.empty_like(chances).exponential_()).argmax(-1, keepdim=True)
+            token.copy_(tokens.gather(1, best).masked_fill(done[:, None], 0))
+            written.index_copy_(1, number, token.masked_fill(done[:, None], -1))
+            done.logical_or_((token == stops).any(1) | (limit <= number + 1))
+            seen.index_copy_(3, number + begun, ~done[:, None, None, None])
+            place.add_(1)
+            number.add_(1)
+
+        def write() -> None:
+            asked: dict[str, Any] = {"input_ids": token, "attention_mask": seen, "position_ids": place}
+            draw(model(**asked, past_key_values=cache).logits[:, -1])
+
+        # What a token costs is launching hundreds of small kernels: recorded once as a CUDA graph, they are one launch.
+        play: Callable[[], None] = write
+        if ids.is_cuda:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                write()
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                write()
+            play = graph.replay
+            seen[..., begun:], place[:], written[:] = False, positions[:, -1:].repeat_interleave(count, 0), -1
+            number.zero_()
+            done.zero_()
+            for layer in layers:
+                layer.cumulative_length.fill_(begun)
+        draw(out.logits[:, -1].repeat_interleave(count, 0))
+        for each in range(1, max(most)):
+            if each % 4 == 0 and done.float().mean() >= enough:
                 break
-            mask, place = torch.cat([mask, (~done).long()[:, None]], 1), place + 1
-            step = {"input_ids": token[:, None], "attention_mask": mask, "position_ids": place[:, None]}
-            logits = self.tuned(**step, past_key_values=cache).logits[:, -1]
-        return [[token for token in row if token >= 0] for row in torch.stack(written, 1).tolist()]
+            play()
+        return [[token for token in row if token >= 0] for row in written.tolist()]
 
     def drafts(self, prompts: list[list[int]], count: int, most: int) -> list[list[tuple[str, bool]]]:
         """`count` next lines of each prompt, of at most so many tokens, and whether the poem ended with it."""
@@ -190,15 +230,33 @@ class Writer:
     @torch.no_grad()
     def bits(self, model: Any, pairs: list[tuple[list[int], str]]) -> list[float]:
         """Bits of each text after its prompt."""
-        found = []
-        for start in range(0, len(pairs), 256):
-            texts = [self.tokenizer.encode(text, add_special_tokens=False) for _, text in pairs[start : start + 256]]
-            rows = [prompt + text for (prompt, _), text in zip(pairs[start : start + 256], texts, strict=True)]
-            ids, mask, positions = self.padded(rows)
-            likely = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, :-1].float()
-            each = likely.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
-            found += [-row[-len(text) :].sum().item() / math.log(2) for row, text in zip(each, texts, strict=True)]
-        return found
+        rows = [(prompt, self.tokenizer.encode(text, add_special_tokens=False)) for prompt, text in pairs]
+        size = 8192 // max((len(text) for _, text in rows), default=1)  # what the vocabulary's logits leave room for
+        parts = [self.likelihoods(model, rows[i : i + size]).sum(1) for i in range(0, len(rows), size)]
+        return [-nats / math.log(2) for part in parts for nats in part.tolist()]
+
+    def likelihoods(self, model: Any, pairs: list[tuple[list[int], list[int]]]) -> torch.Tensor:
+        """Log-likelihood of each token of the answers, 0 where there is none: (pairs, longest answer)."""
+        logits, wanted = self.logits(model, pairs)
+        likely = -torch.nn.functional.cross_entropy(logits, wanted[wanted >= 0], reduction="none")
+        return torch.zeros(wanted.shape, device=wanted.device).masked_scatter(wanted >= 0, likely)
+
+    def logits(self, model: Any, pairs: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the model says of each token of the answers (tokens, vocabulary), and these, -1 where there is none
+        (pairs, longest answer)."""
+        longest = max(len(prompt) + len(answer) for prompt, answer in pairs)
+        most = max(len(answer) for _, answer in pairs)
+        ids = torch.zeros(len(pairs), longest, dtype=torch.long)
+        wanted, places = torch.full((len(pairs), most), -1), torch.zeros(len(pairs), most, dtype=torch.long)
+        for i, (prompt, answer) in enumerate(pairs):
+            ids[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+            wanted[i, : len(answer)] = torch.tensor(answer)
+            places[i, : len(answer)] = torch.arange(len(answer)) + len(prompt) - 1
+        ids, wanted, places = (each.to(hardware.device()) for each in (ids, wanted, places))
+        hidden = model.get_base_model().model(input_ids=ids) if hasattr(model, "get_base_model") else model.model(ids)
+        states = hidden.last_hidden_state
+        states = states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))
+        return torch.nn.functional.linear(states[wanted >= 0], self.base.lm_head.weight).float(), wanted
 
 
 NEAR: dict[str, dict[str, float]] = {}  # of each theme, how near the end words are; the pool's processes inherit it

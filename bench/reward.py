@@ -33,18 +33,20 @@ from iris.model import hardware, load
 from iris.poetry import plan
 from iris.poetry.forms import FORMS, ends_weakly, judge
 from iris.poetry.sound import last_word, line_syllables
-from iris.poetry.verses import read_verses
+from iris.poetry.verses import first_exchange, read_verses
 
 SAMPLES = 16  # poems of one plan
 TOKENS = {"haiku": 36, "limerick": 80, "couplet": 40, "quatrain": 72, "sonnet": 230}
 POEMS = Sampling(0.9, 0.98, 128)
 ALIKE = 0.5  # what a poem pays if all of its words in a row, by threes, are those of two other plans' poems
 FAR = 0.15  # what it pays for each nat a token by which it is likelier than at first
+STAY = 5.0  # how much it weighs, beside the reward, that verses and prose stay as likely as they were
+WORDS = "A poem about {theme} with the words"  # what comes next are words of any kind, where plan.NEAR has things
 
 
-def reward(poem: str, ended: bool, form: str, words: list[str]) -> tuple[float, bool]:
+def reward(poem: str, ended: bool, form: str, words: list[str]) -> tuple[float, bool, list[bool]]:
     """1 for a strict poem that lands on its words and ends by itself, up to 0.5 for the lines of any other that do; and
-    whether it is strict."""
+    whether it is strict, and line by line whether it lands."""
     lines = [line.strip() for line in poem.strip().splitlines() if line.strip()]
     strict = ended and bool(judge(poem.strip(), form).strict)
     metre = FORMS[form].metre
@@ -57,7 +59,12 @@ def reward(poem: str, ended: bool, form: str, words: list[str]) -> tuple[float, 
     poor = poor or any(len(re.findall(r"[a-z']+", line.lower())) < 2 for line in lines)
     weak = sum(map(ends_weakly, lines)) / max(1, len(lines))
     value = 1.0 if strict and all(good) else 0.8 if strict else 0.5 * share * (1 if ended else 0.5)
-    return value - 0.5 * poor - weak, strict
+    return value - 0.5 * poor - weak, strict, good
+
+
+def standard(values: torch.Tensor) -> torch.Tensor:
+    """Values of the poems of one plan (plans, SAMPLES, ...) as their distance from its mean, in deviations."""
+    return (values - values.mean(1, True)) / (values.std(1, keepdim=True) + 0.1)
 
 
 def alike(texts: list[str]) -> list[float]:
@@ -81,6 +88,7 @@ class Learner(Writer):
         self.policy: Any = PeftModel.from_pretrained(base, adapter, is_trainable=True).to(hardware.device())
         self.first = copy.deepcopy(self.tuned)
         self.ends = torch.tensor([self.end], device=hardware.device())
+        self.breaks = set(self.stops.tolist()) - {self.end}
         for weight in self.policy.parameters():
             if weight.requires_grad:
                 weight.data = weight.data.float()
@@ -103,40 +111,38 @@ class Learner(Writer):
             found += ((now - first).sum(1) / (now != 0).sum(1).clamp(min=1)).tolist()
         return found
 
-    def learn(self, poems: list[tuple[list[int], list[int]]], advantage: list[float]) -> None:
-        """Add to the gradients what makes poems with an advantage likelier, each poem counting as much."""
+    def learn(self, poems: list[tuple[list[int], list[int]]], advantage: torch.Tensor) -> None:
+        """Add to the gradients what makes lines with an advantage (poems, lines) likelier, each poem counting as
+        much."""
         order = sorted(range(len(poems)), key=lambda i: len(poems[i][0]) + len(poems[i][1]))
         for i in range(0, len(order), 64):
             part = order[i : i + 64]
             likely = self.likelihoods(self.policy, [poems[j] for j in part])
-            weight = torch.tensor([advantage[j] / len(poems[j][1]) for j in part], device=likely.device)
-            (-(weight[:, None] * likely).sum() / len(poems)).backward()
+            weight = torch.zeros(likely.shape)
+            for row, j in enumerate(part):
+                breaks = torch.tensor([token in self.breaks for token in poems[j][1]])
+                line = (breaks.cumsum(0) - breaks.long()).clamp(max=advantage.shape[1] - 1)
+                weight[row, : len(line)] = advantage[j, line] / len(line)
+            (-(weight.to(likely.device) * likely).sum() / len(poems)).backward()
 
-    def likelihoods(self, model: Any, pairs: list[tuple[list[int], list[int]]]) -> torch.Tensor:
-        """Log-likelihood of each token of the answers, 0 where there is none: (pairs, longest answer)."""
-        longest = max(len(prompt) + len(answer) for prompt, answer in pairs)
-        most = max(len(answer) for _, answer in pairs)
-        ids = torch.zeros(len(pairs), longest, dtype=torch.long)
-        wanted, places = torch.full((len(pairs), most), -1), torch.zeros(len(pairs), most, dtype=torch.long)
-        for i, (prompt, answer) in enumerate(pairs):
-            ids[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-            wanted[i, : len(answer)] = torch.tensor(answer)
-            places[i, : len(answer)] = torch.arange(len(answer)) + len(prompt) - 1
-        ids, wanted, places = (each.to(hardware.device()) for each in (ids, wanted, places))
-        hidden = model.get_base_model().model(input_ids=ids) if hasattr(model, "get_base_model") else model.model(ids)
-        states = hidden.last_hidden_state
-        states = states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))
-        kept = wanted >= 0
-        logits = torch.nn.functional.linear(states[kept], self.base.lm_head.weight).float()
-        out = torch.zeros(wanted.shape, device=wanted.device)
-        return out.masked_scatter(kept, -torch.nn.functional.cross_entropy(logits, wanted[kept], reduction="none"))
+    def stay(self, rows: list[tuple[list[int], list[int]]]) -> float:
+        """Add to the gradients what keeps the answers to rows as likely as at first, whatever else might be said: the
+        Kullback-Leibler divergence from the first model, in nats a token."""
+        with torch.no_grad():
+            first = self.logits(self.first, rows)[0].log_softmax(-1)
+        now = self.logits(self.policy, rows)[0].log_softmax(-1)
+        divergence = torch.nn.functional.kl_div(now, first, log_target=True, reduction="batchmean")
+        (STAY * divergence).backward()
+        return float(divergence.detach())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="of iris train, whose adapter is to learn")
-    parser.add_argument("--plans", default="haiku=36,limerick=9,quatrain=3", help="so many of each form in a step")
-    parser.add_argument("--steps", type=int, default=44)
+    parser.add_argument(
+        "--plans", default="haiku=36,limerick=8,couplet=2,quatrain=4,sonnet=6", help="a step's, by form"
+    )
+    parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=3407)
     parser.add_argument("--workers", type=int, help="processes that judge (default: one a core)")
@@ -144,52 +150,71 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.backends.cuda.enable_cudnn_sdp(False)
-    learner, chance, began = Learner("smollm2", args.run / "adapter"), random.Random(args.seed), time.monotonic()
+    learner, chance = Learner("smollm2", args.run / "adapter"), random.Random(args.seed)
     counts = {form: int(count) for form, count in (part.split("=") for part in args.plans.split(","))}
-    near = learner.near(sorted({row["theme"] for row in read_verses("train")}))
+    forms = [form for form, count in counts.items() for _ in range(count)]
+    themes = sorted({row["theme"] for row in read_verses("train")})
+    nears = [learner.near(themes, asked) for asked in (plan.NEAR, WORDS)]
     verses = [
-        (learner.prompt(asked["value"], []), [*learner.tokenizer.encode(poem["value"]), learner.end])
-        for asked, poem in (row["conversations"][:2] for row in read_verses("train"))
+        (learner.prompt(request, []), [*learner.tokenizer.encode(poem), learner.end])
+        for request, poem in map(first_exchange, read_verses("train"))
     ]
+    asked = [learner.prompt(f"Tell me about {theme}.", []) for theme in themes[:512]]
+    prose = list(
+        zip(asked, learner.sample(asked, 1, [64] * len(asked), learner.ends, POEMS, model=learner.base), strict=True)
+    )
     trained = [weight for weight in learner.policy.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    told = []
+    told: list[dict[str, float]] = []
+    began, spent = time.monotonic(), 0.0
     with ProcessPoolExecutor(args.workers) as pool:
-        for step in range(args.steps):
+        while spent < 1:
             for group in optimizer.param_groups:
-                group["lr"] = args.learning_rate * min(1.0, (step + 1) / 5, 2 * (1 - step / args.steps))
+                group["lr"] = args.learning_rate * min(1.0, (len(told) + 1) / 5, 2 * (1 - spent))
             learner.refresh()
-            forms = [form for form, count in counts.items() for _ in range(count)]
-            themes = [chance.choice(list(near)) for _ in forms]
-            plans = [plan.choose(form, near[theme], chance) for form, theme in zip(forms, themes, strict=True)]
-            prompts = []
-            for form, theme, words in zip(forms, themes, plans, strict=True):
+            plans, prompts = [], []
+            for form in forms:
+                theme, near = chance.choice(themes), chance.choice(nears)
+                plans.append(plan.choose(form, near[theme], chance))
                 request = chance.choice(REQUESTS).format(FORMS[form].asked, theme)
-                prompts.append(learner.prompt(plan.name_plan(request, words), []))
-            answers = learner.sample(prompts, SAMPLES, [TOKENS[form] for form in forms], learner.ends, POEMS)
+                prompts.append(learner.prompt(plan.name_plan(request, plans[-1]), []))
+            answers = []
+            for long in (False, True):  # in the order of forms: sonnets are last
+                part = [i for i, form in enumerate(forms) if (form == "sonnet") == long]
+                most = [TOKENS[forms[i]] for i in part]
+                answers += (
+                    learner.sample([prompts[i] for i in part], SAMPLES, most, learner.ends, POEMS) if part else []
+                )
 
             texts = [str(learner.tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
             each_form, each_plan = ([each for each in what for _ in range(SAMPLES)] for what in (forms, plans))
             ended = [answer[-1] == learner.end for answer in answers]
-            found = list(pool.map(reward, texts, ended, each_form, each_plan, chunksize=64))
+            found = list(pool.map(reward, texts, ended, each_form, each_plan, chunksize=16))
             poems = [(prompts[i // SAMPLES], answer) for i, answer in enumerate(answers)]
             same, far = alike(texts), learner.far(poems)
-            paid = [value - ALIKE * s - FAR * f for (value, _), s, f in zip(found, same, far, strict=True)]
-            group_of = torch.tensor(paid).view(-1, SAMPLES)
-            advantage = (group_of - group_of.mean(1, True)) / (group_of.std(1, keepdim=True) + 0.1)
+            paid = [value - ALIKE * s - FAR * f for (value, _, _), s, f in zip(found, same, far, strict=True)]
+            lines = torch.zeros(len(poems), 14)
+            for row, (_, _, good) in zip(lines, found, strict=True):
+                row[: len(good)] = torch.tensor(good).float()
+            advantage = standard(torch.tensor(paid).view(-1, SAMPLES, 1)) + standard(lines.view(-1, SAMPLES, 14))
 
-            learner.learn(poems, advantage.flatten().tolist())
-            likely = learner.likelihoods(learner.policy, chance.sample(verses, 64))
-            (-likely.sum() / (likely != 0).sum()).backward()
+            learner.learn(poems, advantage.flatten(0, 1))
+            moved = learner.stay(chance.sample(verses, 64)), learner.stay(chance.sample(prose, 32))
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad()
             strict = {
-                form: mean(ok for (_, ok), its in zip(found, each_form, strict=True) if its == form) for form in counts
+                form: mean(ok for (_, ok, _), its in zip(found, each_form, strict=True) if its == form)
+                for form in counts
             }
-            told.append({"seconds": round(time.monotonic() - began), "far": mean(far), "alike": mean(same)} | strict)
-            print(json.dumps({"step": step} | {key: round(value, 3) for key, value in told[-1].items()}), flush=True)
-    learner.policy.save_pretrained(args.out / "adapter")
+            means = {"far": mean(far), "alike": mean(same), "verses_moved": moved[0], "prose_moved": moved[1]}
+            told.append({"seconds": round(time.monotonic() - began)} | means | strict)
+            spent = (time.monotonic() - began) / (60 * args.minutes)
+            print(
+                json.dumps({"step": len(told)} | {key: round(value, 3) for key, value in told[-1].items()}), flush=True
+            )
+            if len(told) % 20 == 0 or spent >= 1:
+                learner.policy.save_pretrained(args.out / "adapter")
     made = record.read(args.run / "record.json")
     made.adapter = (made.adapter or {}) | {"digest": record.folder_digest(args.out / "adapter")}
     made.measures["reward"] = {"plans": counts, "learning_rate": args.learning_rate, "steps": told}
