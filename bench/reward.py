@@ -18,6 +18,7 @@ import random
 import re
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import mean
@@ -34,6 +35,7 @@ from iris.poetry import plan
 from iris.poetry.forms import FORMS, ends_weakly, judge
 from iris.poetry.sound import last_word, line_syllables
 from iris.poetry.verses import first_exchange, read_verses
+from iris.train import lora
 
 SAMPLES = 16  # poems of one plan
 TOKENS = {"haiku": 36, "limerick": 80, "couplet": 40, "quatrain": 72, "sonnet": 230}
@@ -77,6 +79,17 @@ def alike(texts: list[str]) -> list[float]:
     return [sum(plans[three] > 2 for three in each) / max(1, len(each)) for each in threes]
 
 
+def parts(poems: list[tuple[list[int], list[int]]]) -> Iterator[list[int]]:
+    """The poems' numbers by length, in parts of 8,192 tokens with their padding at most."""
+    part: list[int] = []
+    for i in sorted(range(len(poems)), key=lambda i: len(poems[i][0]) + len(poems[i][1])):
+        if part and (len(part) + 1) * (len(poems[i][0]) + len(poems[i][1])) > 8192:
+            yield part
+            part = []
+        part.append(i)
+    yield part
+
+
 class Learner(Writer):
     """The writer, whose `tuned` is the policy's copy to sample from, and the policy itself."""
 
@@ -92,6 +105,7 @@ class Learner(Writer):
         for weight in self.policy.parameters():
             if weight.requires_grad:
                 weight.data = weight.data.float()
+        lora.speed_up(self.policy)
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -105,24 +119,23 @@ class Learner(Writer):
     @torch.no_grad()
     def far(self, poems: list[tuple[list[int], list[int]]]) -> list[float]:
         """By how much likelier each answer is to its prompt than it was at first: nats a token."""
-        found: list[float] = []
-        for i in range(0, len(poems), 64):
-            now, first = (self.likelihoods(model, poems[i : i + 64]) for model in (self.tuned, self.first))
-            found += ((now - first).sum(1) / (now != 0).sum(1).clamp(min=1)).tolist()
+        found = [0.0] * len(poems)
+        for part in parts(poems):
+            now, first = (self.likelihoods(model, [poems[i] for i in part]) for model in (self.tuned, self.first))
+            for i, nats in zip(part, ((now - first).sum(1) / (now != 0).sum(1).clamp(min=1)).tolist(), strict=True):
+                found[i] = nats
         return found
 
     def learn(self, poems: list[tuple[list[int], list[int]]], advantage: torch.Tensor) -> None:
         """Add to the gradients what makes lines with an advantage (poems, lines) likelier, each poem counting as
         much."""
-        order = sorted(range(len(poems)), key=lambda i: len(poems[i][0]) + len(poems[i][1]))
-        for i in range(0, len(order), 64):
-            part = order[i : i + 64]
-            likely = self.likelihoods(self.policy, [poems[j] for j in part])
+        for part in parts(poems):
+            likely = self.likelihoods(self.policy, [poems[i] for i in part])
             weight = torch.zeros(likely.shape)
-            for row, j in enumerate(part):
-                breaks = torch.tensor([token in self.breaks for token in poems[j][1]])
+            for row, i in enumerate(part):
+                breaks = torch.tensor([token in self.breaks for token in poems[i][1]])
                 line = (breaks.cumsum(0) - breaks.long()).clamp(max=advantage.shape[1] - 1)
-                weight[row, : len(line)] = advantage[j, line] / len(line)
+                weight[row, : len(line)] = advantage[i, line] / len(line)
             (-(weight.to(likely.device) * likely).sum() / len(poems)).backward()
 
     def stay(self, rows: list[tuple[list[int], list[int]]]) -> float:
