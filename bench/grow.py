@@ -234,6 +234,9 @@ class Writer:
                 break
             play()
         model.set_attn_implementation("sdpa")
+        if ids.is_cuda:
+            del play, graph
+            torch.cuda.empty_cache()  # what the graph held is of no use to others
         return [[token for token in row if token >= 0] for row in written.tolist()]
 
     def drafts(self, prompts: list[list[int]], count: int, most: int) -> list[list[tuple[str, bool]]]:

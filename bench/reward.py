@@ -1,12 +1,14 @@
 """Learn from reward, after the model has learned to land: poems sampled as they come, the strict ones made likelier.
 
-    python bench/reward.py --run runs/planner --out runs/voice [--steps 44]
+    python bench/reward.py --run runs/planner --out runs/voice [--minutes 6]
 
 Group-relative policy optimization (GRPO; Shao et al., arXiv 2402.03300), on policy: each step asks for poems of plans
 drawn as in bench/grow.py, SAMPLES of each, and rewards a strict poem with 1, any other with a share for its lines that
-land in the form's syllables. What keeps the poems from growing alike: a poem pays for words in a row that poems of
-other plans have too, and for going far from what the adapter wrote at first; and the verses are learned from in every
-step as well. --out gets the run's record, with the share of strict poems in each step.
+land in the form's syllables. Besides, each line is rewarded for landing by itself, so that a haiku or a sonnet learns
+from the lines that do long before all of them do. What keeps the poems from growing alike: a poem pays for words in a
+row that poems of other plans have too, and for going far from what the adapter wrote at first. Verses by people and
+prose by the base stay as likely as they were (their divergence is paid for as well), or the held-out verses get worse.
+--out gets the adapter, and the run's record with the share of strict poems in each step.
 """
 
 from __future__ import annotations
@@ -155,7 +157,7 @@ def main() -> None:
     parser.add_argument(
         "--plans", default="haiku=36,limerick=8,couplet=2,quatrain=4,sonnet=6", help="a step's, by form"
     )
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=3407)
     parser.add_argument("--workers", type=int, help="processes that judge (default: one a core)")

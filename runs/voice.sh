@@ -2,7 +2,7 @@
 # The voice that comes with Iris, on one GPU: train on the verses and the grown poems, learn from reward, measure, write
 # the adapter's GGUF.
 #
-# Run as: runs/voice.sh (about ten minutes on an H100, beside the benchmarks' download)
+# Run as: runs/voice.sh (about twelve minutes on an H100, beside the benchmarks' download)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 set -x

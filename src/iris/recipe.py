@@ -21,7 +21,7 @@ MODELS = "smollm2, llama-3.2-1b, llama-3.2-3b, llama-3.1-8b, a Hub id or a folde
 # sequences would leave them three optimizer steps.
 SUITED: dict[str, dict[str, Any]] = {
     "verses": {"max_length": 512, "batch_size": 2, "num_train_epochs": 2.0, "learning_rate": 1e-3},
-    "verses,grown": {"max_length": 512, "batch_size": 8, "num_train_epochs": 3.0, "learning_rate": 1e-3},
+    "verses,grown": {"max_length": 512, "batch_size": 8, "num_train_epochs": 2.0, "learning_rate": 1e-3},
 }
 
 
