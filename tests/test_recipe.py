@@ -48,3 +48,10 @@ def test_a_bad_setting_is_one_sentence(setting, words):
     with pytest.raises(InputError, match=words) as caught:
         recipe.make([setting])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("other", ["method=qlora", "load_in_4bit=true", "engine=unsloth", "lora_dropout=0.1"])
+def test_a_base_in_8_bits_goes_with_16_bits_and_our_own_layers_alone(other):
+    assert recipe.make(["precision=fp8"]).quantized and not recipe.make().quantized
+    with pytest.raises(InputError, match="precision=fp8 takes lora16 or dora"):
+        recipe.make(["precision=fp8", other])
