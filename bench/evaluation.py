@@ -38,7 +38,7 @@ def make_adapters(model: Path, folder: Path) -> list[Path]:
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.002)
         made.append(folder / f"adapter-{number}")
-        adapted.save_pretrained(made[-1])
+        adapted.save_pretrained(str(made[-1]))
     return made
 
 
