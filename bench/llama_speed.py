@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +94,22 @@ def train(args: argparse.Namespace, scratch: Path, result: record.Record) -> Non
     asked = recipe.make(args.set, data="rows.jsonl")
     tokens = args.steps * asked.batch_size * asked.max_length
     rows = write_rows(args.tokenizer, scratch / "rows.jsonl", tokens // 500 + 100)
-    door = [__file__, "as-t4"] if args.as_t4 else ["-m", "iris"]
+    doors = {"iris": [__file__, "as-t4"] if args.as_t4 else ["-m", "iris"]}
+    doors |= {f"iris, {each}": [str(Path(__file__).with_name("tries.py")), each] for each in args.tries}
     for shape in args.shapes.split(","):
         model = make_model(shape, args.tokenizer, scratch / f"llama-{shape}-random")
-        for method in args.methods.split(","):
-            out = scratch / f"{shape}-{method}"
+        for method, (who, door) in product(args.methods.split(","), doors.items()):
+            out = scratch / f"{shape}-{method}-{who}"
             words = ["train", "--model", str(model), "--method", method, "--data", str(rows), "--out", str(out)]
-            run(*door, *words, "--max-steps", str(args.steps), *settings)
+            try:
+                run(*door, *words, "--max-steps", str(args.steps), *settings)
+            except SystemExit as failed:  # a try that fails here is no reason to leave the others
+                if who == "iris":
+                    raise
+                print(f"{who}, {method}: {failed}", flush=True)
+                continue
             made = record.read(out / "record.json")
-            told = {"who": "iris", "shape": shape, "method": method, "precision": made.settings["precision"]}
+            told = {"who": who, "shape": shape, "method": method, "precision": made.settings["precision"]}
             keep(result, args.out, told | made.measures | {"plan": made.settings["plan"]})
         for peer in args.peer if shape == "1b" else []:
             script = str(Path(__file__).with_name("peer_training.py"))
@@ -215,6 +223,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a field of the recipe")
     parser.add_argument("--peer", action="append", default=[], metavar="MODE", help="of peer_training.py, beside ours")
     parser.add_argument("--as-t4", action="store_true")
+    parser.add_argument("--tries", type=lambda text: text.split(","), default=[], help="of tries.py, beside ours")
     parser.add_argument("--llama-cpp-python", metavar="PYTHON")
     args = parser.parse_args()
     model = {"id": f"random weights, Llama-3 shapes: {args.shapes}", "revision": None, "digest": None}

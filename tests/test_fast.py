@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from iris import recipe
 from iris.data import template
-from iris.train import attention, forecast, lora, memory, packing
+from iris.train import attention, forecast, fp8, lora, memory, packing
 from iris.train.loss import give_loss, linear_cross_entropy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,6 +77,68 @@ def test_packed_and_fast_equals_padded_and_plain(tiny_model, smollm2_tokenizer, 
     for name, grad in expected_grads.items():
         error = (found_grads[name] - grad).norm() / grad.norm().clamp(min=1e-12)
         assert error < 1e-4, (name, error)
+
+
+def test_a_product_in_8_bits_is_that_of_the_rounded_numbers():
+    torch.manual_seed(0)
+    layer, x = torch.nn.Linear(32, 48, bias=False).requires_grad_(False), torch.randn(2, 5, 32, requires_grad=True)
+    was, into = layer.weight.clone(), torch.randn(2, 5, 48)
+
+    def rounded(tensor, kind, step):
+        scale = tensor.abs().max() / torch.finfo(kind).max
+        found = (tensor / scale).to(kind).float() * scale
+        assert ((found - tensor).abs() <= step * tensor.abs() + scale * torch.finfo(kind).tiny).all()
+        return found
+
+    weight = rounded(was, fp8.E4M3, 1 / 16)
+    expected = rounded(x.detach(), fp8.E4M3, 1 / 16) @ weight.T
+    wanted = rounded(into, fp8.E5M2, 1 / 8) @ weight
+    holder = torch.nn.Module()
+    holder.model = torch.nn.Module()
+    holder.model.layers = torch.nn.ModuleList([layer, torch.nn.Linear(32, 5).requires_grad_(False)])
+    holder.get_base_model = lambda: holder
+    assert fp8.quantize_base(holder) == 1  # 5 is no multiple of 16
+    found = layer(x)
+    (gradient,) = torch.autograd.grad(found, x, into)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
+    assert not fp8.product(torch.zeros(3, 32), fp8.E4M3, layer.weight, layer.scale).any()  # no 0 / 0
+    assert fp8.product(torch.full((3, 32), torch.inf), fp8.E4M3, layer.weight, layer.scale).isnan().any()
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_base_in_8_bits_is_near_the_one_in_32(tiny_model, smollm2_tokenizer, use_dora, compiled):
+    rows = [template.encode(smollm2_tokenizer, talk) for talk in TALKS]
+
+    def run(eight_bit):
+        model = adapted(tiny_model, use_dora, implementation=attention.NAME)
+        lora.speed_up(model)
+        if eight_bit:
+            assert fp8.quantize_base(model) == 2 * 7
+            if compiled:
+                lora.compile_layers(model)
+        give_loss(model.get_base_model())
+        batch = packing.collate([packing.packed_item(rows)], 0)
+        learned = (batch["labels"] != -100).sum()
+        batch.pop("tokens")
+        return loss_and_gradients(model, model(**batch) / learned)
+
+    (expected, exact), (found, gradients) = run(False), run(True)
+    assert abs(found / expected - 1) < 1e-2 and found != expected
+    one, other = (torch.cat([each[name].flatten() for name in exact]) for each in (exact, gradients))
+    assert torch.cosine_similarity(one, other, dim=0) > 0.98
+
+
+def test_what_a_gpu_asks_of_a_product_in_8_bits_is_kept():
+    """Strides and sizes, by torch's own checks of a product on a GPU that is only imagined."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        turned = torch.empty(3, 48, 7, device="cuda", dtype=torch.bfloat16).transpose(1, 2)  # not row by row
+        weight = torch.empty(32, 48, device="cuda", dtype=fp8.E4M3)
+        found = fp8.product(turned, fp8.E5M2, weight, torch.empty((), device="cuda"))
+        assert (found.shape, found.dtype) == ((3, 7, 32), torch.bfloat16)
 
 
 def test_rows_do_not_see_each_other(tiny_model, smollm2_tokenizer):

@@ -10,7 +10,7 @@ import torch
 
 from iris import record
 from iris.data import template
-from iris.train import attention, checkpoints, lora, packing
+from iris.train import attention, checkpoints, fp8, lora, packing
 from iris.train.loss import give_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="these tests need a GPU")
@@ -117,3 +117,23 @@ def test_packed_equals_padded_in_bf16(smollm2, smollm2_tokenizer, use_dora):
         print(f"loss {loss:.5f} packed{', compiled' * compiled}; its gradients are off by {off:.4f}")
         assert abs(loss - padded_loss) / padded_loss < 1e-2
         assert off < 1.2 * error
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9), reason="a GPU without FP8"
+)
+def test_a_base_in_8_bits_learns_what_one_in_16_bits_learns(whole_run, tmp_path):
+    """Products of the GPU are those of the rounded numbers; the loss goes the same way, compiled or not."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(64, 576, device="cuda"), torch.randn(1536, 576, device="cuda")
+    eight, scale = fp8.quantize(weight, fp8.E4M3)
+    for kind in (fp8.E4M3, fp8.E5M2):
+        found = fp8.product(x.bfloat16(), kind, eight, scale).cpu().float()
+        expected = fp8.product(x.bfloat16().cpu(), kind, eight.cpu(), scale.cpu()).float()
+        assert (found - expected).norm() / expected.norm() < 1e-2
+    for compiled in ("false", "true"):
+        settings = "--set=precision=fp8", f"--set=compile={compiled}", "--set=save_steps=12"
+        losses = iris_train(tmp_path / compiled, *settings)
+        worst = max(abs(a - b) / b for a, b in zip(losses, whole_run, strict=True))
+        print(f"compile={compiled}: largest relative difference of the loss from bf16's over 24 steps: {worst:.1e}")
+        assert worst < 1e-2

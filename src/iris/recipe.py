@@ -58,7 +58,7 @@ class Recipe:
     max_grad_norm: float = _flag(1.0, "longer gradients are shortened to this", within=FROM_0)
     optim: str | None = _flag(None, "a name of transformers (default: adamw_torch_fused; adamw_8bit takes less memory)")
     save_steps: int = _flag(100, "steps between two checkpoints", within=SOME)
-    precision: str = _flag("auto", "", PRECISIONS)
+    precision: str = _flag("auto", "", (*PRECISIONS, "fp8"))
     engine: str = _flag("peft", "peft (with Iris' fast layers) or unsloth", ("peft", "unsloth"))
     compile: bool | None = _flag(None, "torch.compile (default: on a GPU, if the run is long enough)")
     fsdp: bool | None = _flag(None, "spread the base over several GPUs (default: where it does not fit otherwise)")
@@ -74,6 +74,11 @@ class Recipe:
     def four_bit(self) -> bool:
         """Whether the frozen base is held in 4-bit NF4."""
         return self.method == "qlora" if self.load_in_4bit is None else self.load_in_4bit
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the frozen base is held in less than 16 bits, which FSDP does not spread."""
+        return self.four_bit or self.precision == "fp8"
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe in JSON's types, as a record holds it."""
@@ -126,6 +131,8 @@ def check(recipe: Recipe) -> Recipe:
             raise InputError(f"{item.name} must be from {within[0]:g} to {within[1]:g}, not {value}")
     if recipe.max_steps == 0:
         raise InputError("max_steps=0 would train nothing; leave it out for whole epochs")
+    if recipe.precision == "fp8" and (recipe.four_bit or recipe.engine == "unsloth" or recipe.lora_dropout):
+        raise InputError("precision=fp8 takes lora16 or dora on a 16-bit base, engine=peft and no lora_dropout")
     if recipe.push_checkpoints and not re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.push_checkpoints):
         raise InputError(f"push_checkpoints={recipe.push_checkpoints} is not of the form USER/NAME")
     return recipe

@@ -96,7 +96,9 @@ def score(source: Source, waiting: Waiting, settings: dict[str, Any], data_dir: 
                     continue
                 found = summary(name, results) | {"batch_size": lm.batch_size}
                 found["seconds"] = round(time.monotonic() - begin, 2)
-                write_atomic(part, gzip.compress(f"{encode(found)}\n{encode(results)}".encode(), mtime=0))
+                write_atomic(
+                    part, gzip.compress(f"{encode(found)}\n{encode(results)}".encode(), compresslevel=3, mtime=0)
+                )
                 done.append(said)
     except (InputError, RunError) as error:
         kept = f"; finished tasks ({', '.join(done)}) are kept, the same command goes on" if done else ""

@@ -31,7 +31,7 @@ from ..data import contamination, rows, template
 from ..model import hardware, load
 from ..recipe import FREE_TO_CHANGE, Recipe
 from ..record import Record, folder_digest, read, write
-from . import attention, checkpoints, lora, loss, memory, packing
+from . import attention, checkpoints, fp8, lora, loss, memory, packing
 from .trainer import NothingLeft, Trainer
 
 LAST_UPLOAD = 600  # seconds that the end of a run without a budget waits for the last checkpoint to reach the Hub
@@ -88,6 +88,8 @@ def fit(
     model = load.load(source, recipe, run.record.settings["precision"], attention.register())
     if recipe.engine == "peft":
         lora.speed_up(model)
+        if recipe.precision == "fp8":
+            fp8.quantize_base(model)
         loss.give_loss(model.get_base_model())
     trainer = train(run, model, tokenizer, sequences, callbacks)
     return finish(run, trainer)
@@ -103,8 +105,8 @@ def begin(recipe: Recipe, out: Path, resume: bool | None, minutes: float | None)
     shared = f"{state.num_processes} processes that take {recipe.micro_batch or 1} sequences at a time"
     if recipe.batch_size % (state.num_processes * (recipe.micro_batch or 1)):
         raise InputError(f"batch_size={recipe.batch_size} cannot be shared evenly by {shared}; choose another")
-    if state.num_processes > 1 and (recipe.engine != "peft" or (recipe.fsdp and recipe.four_bit)):
-        raise InputError("several GPUs need engine=peft, and fsdp a base that is not in 4 bits")
+    if state.num_processes > 1 and (recipe.engine != "peft" or (recipe.fsdp and recipe.quantized)):
+        raise InputError("several GPUs need engine=peft, and fsdp a base that is not in 4 or 8 bits")
     if not state.is_main_process:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     settings: dict[str, Any] = {"precision": hardware.precision(recipe.precision), "device": hardware.device_name()}

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 
+from .fp8 import Float8Linear
+
 
 class FastLinear:
     """Mixed into a PEFT LoRA layer by `speed_up`."""
@@ -19,7 +21,9 @@ class FastLinear:
     row_norms: torch.Tensor | None  # DoRA: squared norms of the rows of W
 
     def base_forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        """x W^T with the frozen weight, unpacked from 4 bits if need be."""
+        """x W^T with the frozen weight, in FP8 or unpacked from 4 bits if need be."""
+        if isinstance(self.base_layer, Float8Linear):
+            return self.base_layer.product(x)
         if self.nf4 is None:
             return F.linear(x, self.base_layer.weight)
         return linear_4bit(x, *self.nf4, self.out_features, False)

@@ -35,7 +35,7 @@ def plans(recipe: Recipe, config: Any, parameters: float, steps: int, processes:
 
     config: the model's; parameters: of the base; steps: of the whole run; processes: that share each of them."""
     sharded = [False, True] if recipe.fsdp is None else [recipe.fsdp]
-    if processes == 1 or recipe.four_bit:
+    if processes == 1 or recipe.quantized:
         sharded = [False]
     if hardware.device() == "cpu":
         return [Plan(1, False, bool(recipe.compile), sharded[0])]

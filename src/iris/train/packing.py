@@ -3,6 +3,7 @@
 from bisect import bisect_left, insort
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
@@ -57,19 +58,21 @@ def collate(items: list[dict[str, Any]], pad_token_id: int, shape: Shape | None 
     """Packed sequences -> one flat row of tensors: input_ids, labels and position_ids, each (1, T); cu_seqlens (rows +
     1); tokens, how many are not padding. With `shape` T is shape.tokens, padding forms rows of its own, and cu_seqlens
     is filled with rows of no length."""
-    ids, labels, lengths = ([value for item in items for value in item[key]] for key in items[0])
+    # in numpy: the GPU waits for this, and lists would take it 4 ms for 16,384 tokens, a fiftieth of a 1B's step
+    ids, labels, lengths = (np.concatenate([item[key] for item in items]) for key in items[0])
     tokens = len(ids)
     if shape is not None:
         gap = shape.tokens - tokens
-        ids += [pad_token_id] * gap
-        labels += [IGNORED] * gap
-        lengths += [min(shape.longest, gap - begin) for begin in range(0, gap, shape.longest)]
-        lengths += [0] * (shape.rows - len(lengths))
+        ids, labels = (np.append(each, np.full(gap, value)) for each, value in ((ids, pad_token_id), (labels, IGNORED)))
+        padding = [min(shape.longest, gap - begin) for begin in range(0, gap, shape.longest)]
+        lengths = np.append(lengths, padding + [0] * (shape.rows - len(lengths) - len(padding))).astype(int)
+    bounds = np.append(0, lengths.cumsum())
+    positions = np.arange(bounds[-1]) - np.repeat(bounds[:-1], lengths)
     return {
-        "input_ids": torch.tensor([ids]),
-        "labels": torch.tensor([labels]),
-        "position_ids": torch.cat([torch.arange(n) for n in lengths])[None],
-        "cu_seqlens": torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32),
+        "input_ids": torch.from_numpy(ids)[None],
+        "labels": torch.from_numpy(labels)[None],
+        "position_ids": torch.from_numpy(positions)[None],
+        "cu_seqlens": torch.from_numpy(bounds.astype(np.int32)),
         "tokens": tokens,
     }
 
@@ -79,7 +82,9 @@ def collate_padded(items: list[dict[str, Any]], pad_token_id: int) -> dict[str, 
     longest), and tokens. For engines that do not know packed rows."""
     batch: dict[str, Any] = {}
     for key, padding in (("input_ids", pad_token_id), ("labels", IGNORED)):
-        rows = [row for item in items for row in torch.tensor(item[key]).split(item["seq_lengths"])]
+        rows = [
+            row for item in items for row in torch.tensor(item[key]).split(np.asarray(item["seq_lengths"]).tolist())
+        ]
         batch[key] = pad_sequence(rows, batch_first=True, padding_value=padding)
         batch["attention_mask"] = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     return batch | {"tokens": int(batch["attention_mask"].sum())}

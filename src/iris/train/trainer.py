@@ -88,7 +88,7 @@ class Trainer(SFTTrainer):
             model=model,
             args=arguments,
             processing_class=tokenizer,
-            train_dataset=Dataset.from_list(sequences),
+            train_dataset=Dataset.from_list(sequences).with_format("numpy"),
             data_collator=partial(collate, pad_token_id=tokenizer.pad_token_id),
         )
         self.remove_callback(PrinterCallback)
