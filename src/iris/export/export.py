@@ -61,7 +61,7 @@ def export(run: Path, out: Path, quants: list[str]) -> record.Record:
     name = f"{Path(training.model['id']).name}-Iris"
     with scratch_beside(out) as scratch:
         size = sum(file.stat().st_size for file in base.glob(merge.WEIGHTS)) if models else 0
-        size += sum(tensor.nbytes for quant in models for tensor in gguf.plan(base, quant))
+        size += sum(packed.nbytes for quant in models for _, packed in gguf.plan(base, quant).values())
         if (free := shutil.disk_usage(scratch).free) < size + SPARE:
             needs = f"{scratch.parent} has {free / 1e9:.1f} GB free and the export takes {size / 1e9:.1f} GB"
             raise InputError(f"{needs}; free some room, name fewer quantizations or choose another disk")
