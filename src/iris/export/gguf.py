@@ -10,6 +10,7 @@ import ctypes
 import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def finish(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
-def plan(folder: Path, quant: str) -> dict[str, tuple[Type, LazyNumpyTensor]]:
+def plan(folder: Path, quant: str) -> dict[str, tuple[Type, Any]]:
     """The tensors of the file by name, in its order: their types, and their bytes, which are read and packed when they
     are written. InputError if the model is no Llama in 16 bits."""
     config: Any = LlamaConfig.from_pretrained(folder)
@@ -134,7 +135,7 @@ def plan(folder: Path, quant: str) -> dict[str, tuple[Type, LazyNumpyTensor]]:
             values = weights.get_tensor(name).float().numpy()
         return pack(in_rope_pairs(name.rpartition(".")[0], values, config), kind)
 
-    tensors = {}
+    tensors: dict[str, tuple[Type, Any]] = {}
     if (factors := rope_factors(config)) is not None:
         tensors["rope_freqs.weight"] = Type.F32, LazyNumpyTensor.from_eager(factors)
     for (file, name), shape in shapes.items():
@@ -145,7 +146,7 @@ def plan(folder: Path, quant: str) -> dict[str, tuple[Type, LazyNumpyTensor]]:
         packed = {Type.F32: (np.float32, shape), Type.F16: (np.float16, shape)}
         like = packed.get(kind) or (np.uint8, quant_shape_to_byte_shape(shape, kind))
         meta = LazyNumpyTensor.meta_with_dtype_and_shape(*like)
-        tensors[new] = kind, LazyNumpyTensor(meta=meta, args=(file, name, kind), func=read)
+        tensors[new] = kind, LazyNumpyTensor(meta=meta, func=partial(read, file, name, kind))
     return tensors
 
 
