@@ -288,7 +288,7 @@ def GPU(task):
 
 def test_the_space_starts(staged, tmp_path):
     """From its own folder, with the package that is there in a Space on ZeroGPU; test_app.py has it without, and
-    writing. Nothing of Iris comes from elsewhere, and nothing heavy is read."""
+    writing. Nothing of Iris comes from elsewhere, nothing heavy is read, and its process forgets the token."""
     folder = staged / "space"
     (tmp_path / "spaces.py").write_text(FAKE_SPACES)
     code = f"""
@@ -303,12 +303,13 @@ modules = [name for name in sys.modules if name.split(".")[0] == "iris"]
 strangers = [name for name in modules if not str(sys.modules[name].__file__).startswith({str(folder)!r})]
 assert modules and not strangers, strangers
 assert not [name for name in ("torch", "transformers", "peft") if name in sys.modules]
-print("it starts", flush=True)
 import os
+assert {TOKEN!r} not in os.environ.values()
+print("it starts", flush=True)
 os._exit(0)
 """
     env = {k: v for k, v in os.environ.items() if not k.startswith(("IRIS_MODEL", "IRIS_BASE", "PYTHON"))}
-    env |= {"IRIS_MODEL": "smollm2", "IRIS_BASE": "smollm2"}
+    env |= {"IRIS_MODEL": "smollm2", "IRIS_BASE": "smollm2", "HF_TOKEN": TOKEN, "HUGGING_FACE_HUB_TOKEN": TOKEN}
     run = [sys.executable, "-I", "-c", code]
     done = subprocess.run(run, cwd=folder, env=env, capture_output=True, text=True, timeout=280)
     assert "it starts" in done.stdout, done.stderr[-2000:]
