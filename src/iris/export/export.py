@@ -16,11 +16,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from .. import InputError, RunError, hub, record
 from ..model import smollm2
-from ..recipe import one_of
+from ..recipe import Recipe, one_of
 
 SUMS = "SHA256SUMS"
 SPARE = 64 << 20  # bytes to leave free on the disk
@@ -45,19 +44,18 @@ def export(run: Path, out: Path, quants: list[str]) -> record.Record:
     training = record.read(run / "record.json")
     if (training.kind, training.status) != ("training", "finished"):
         raise InputError(f"{run} holds a {training.status} {training.kind}, not a finished training: train --resume")
-    digest = record.folder_digest(run / "adapter")
-    if digest != (training.adapter or {})["digest"]:
+    if record.folder_digest(run / "adapter") != (training.adapter or {})["digest"]:
         raise InputError(f"the weights in {run / 'adapter'} are not those of its record; put them back, or train again")
     base = find_base(training)
     if models and pre_tokenizer(merge.read_json(run / "adapter" / "tokenizer.json")) is None:
         raise InputError(f"llama.cpp does not know the tokenizer in {run / 'adapter'}; export --quant lora alone")
 
     recipe = training.recipe or {}
-    plans = recipe.get("plans", 0)  # a run from before there were plans has no such field
-    taught = "verses" in recipe["data"].split(",") if plans is None else plans > 0
-    adapter, settings = (training.adapter or {}) | {"path": "adapter"}, {"quants": quants, "plans": taught}
-    made: dict[str, Any] = {"adapter": adapter, "recipe": training.recipe, "data": training.data, "settings": settings}
-    result = record.Record("export", out.name, training.model, **made)
+    # a run from before there were plans has no such field
+    taught = Recipe(data=recipe["data"], plans=recipe.get("plans", 0)).plan_share > 0
+    result = record.Record("export", out.name, training.model, recipe=recipe, data=training.data)
+    result.adapter = (training.adapter or {}) | {"path": "adapter"}
+    result.settings = {"quants": quants, "plans": taught}
     name = f"{Path(training.model['id']).name}-Iris"
     with scratch_beside(out) as scratch:
         size = sum(file.stat().st_size for file in base.glob(merge.WEIGHTS)) if models else 0

@@ -90,9 +90,9 @@ def write_adapter(folder: Path, path: Path, base: Path, plans: bool) -> None:
     finish(writer)
 
 
-def write_voice(base: Path, adapter: Path, path: Path, kind: Type = Type.Q8_0) -> None:
+def write_voice(base: Path, adapter: Path, path: Path) -> None:
     """Write the GGUF model `base` with a GGUF `adapter` added to its weights (fp32, W + alpha / rank * B A) to `path`,
-    matrices as `kind`, with the adapter's `iris.plans`: for a browser, whose engine reads no Q4_1 fast."""
+    matrices as Q8_0, with the adapter's `iris.plans`: for a browser, whose engine reads no Q4_1 fast."""
     model, voice = gguf.GGUFReader(base), gguf.GGUFReader(adapter)
     learned = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in voice.tensors}
     alpha = voice.fields[gguf.Keys.Adapter.LORA_ALPHA].contents()
@@ -107,7 +107,7 @@ def write_voice(base: Path, adapter: Path, path: Path, kind: Type = Type.Q8_0) -
         values = dequantize(tensor.data, tensor.tensor_type)
         if (down := learned.get(f"{tensor.name}.lora_a")) is not None:
             values = values + learned[f"{tensor.name}.lora_b"] @ down * (alpha / len(down))
-        stored = kind if values.ndim == 2 else Type.F32
+        stored = Type.Q8_0 if values.ndim == 2 else Type.F32
         writer.add_tensor(tensor.name, pack(values.astype(np.float32), stored), raw_dtype=stored)
     finish(writer)
 
