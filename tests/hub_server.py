@@ -151,7 +151,8 @@ class HubServer(ThreadingHTTPServer):
                     fault.left -= 1
                     return fault
             if self._chaos and self._chaos[1].random() < self._chaos[0]:
-                return Fault("", self._chaos[1].choice([429, 500, 502, 503, "drop", "cut"]), 1, {"Retry-After": "0"}, 0)
+                kind = self._chaos[1].choice([412, 429, 500, 502, 503, "drop", "cut"])  # cut: done, and not heard of
+                return Fault("", kind, 1, {"Retry-After": "0"}, 0)
         return None
 
 
