@@ -87,11 +87,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Scored:
-    """An evaluation, its comparison with the base of its group (None: it is the base, or there is none), and the
-    training that its adapter came from (where that record is here too)."""
+    """An evaluation, its comparison with the base of its group (None: it is the base, or there is none), of that the
+    rows of main metrics by task, and the training that its adapter came from (where that record is here too)."""
 
     record: Record
     comparison: Comparison | None
+    rows: dict[str, Row]
     training: Record | None
 
 
@@ -111,7 +112,9 @@ def evaluations(records: dict[Path, Record]) -> list[list[Scored]]:
         group = []
         for path in paths:
             compared = compare([base, path]) if base and path != base else None
-            group.append(Scored(records[path], compared, trained.get((records[path].adapter or {}).get("digest"))))
+            rows = {row.task: row for row in compared.rows if row.verdict} if compared else {}
+            training = trained.get((records[path].adapter or {}).get("digest"))
+            group.append(Scored(records[path], compared, rows, training))
         groups.append(group)
     return groups
 

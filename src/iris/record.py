@@ -90,15 +90,11 @@ def write_atomic(path: str | Path, content: bytes) -> None:
 
 
 def write(record: Record, path: str | Path) -> None:
-    """Write the record as JSON with its digest as the last key."""
-    write_atomic(path, as_bytes(asdict(record)))
-
-
-def as_bytes(body: dict[str, Any]) -> bytes:
-    """A record's fields as the JSON that `read` takes, with its digest as the last key. NaN and infinities, which JSON
-    does not know, become null: not measured."""
-    body = json.loads(json.dumps(body), parse_constant=lambda _: None)
-    return (json.dumps(body | {"digest": digest_of(body)}, indent=1, ensure_ascii=False) + "\n").encode()
+    """Write the record as JSON with its digest as the last key. NaN and infinities, which JSON does not know, become
+    null: not measured."""
+    body = json.loads(json.dumps(asdict(record)), parse_constant=lambda _: None)
+    text = json.dumps(body | {"digest": digest_of(body)}, indent=1, ensure_ascii=False)
+    write_atomic(path, f"{text}\n".encode())
 
 
 def read(path: str | Path) -> Record:

@@ -13,7 +13,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from . import card
 from .page import smallest, write_page
 
 PACKAGE = Path(__file__).resolve().parents[1]
+CONFIG = "adapter/adapter_config.json"
 # What a Space may run on, and the Python that its card asks for: ZeroGPU takes those of its own list only, and a static
 # page (page.py) runs in the visitor's browser.
 HARDWARE = {"static": "", "zero-a10g": "3.10.13", "cpu-basic": "3.11"}
@@ -142,21 +143,19 @@ def publish(
 def stage_model(folder: Path, export: Path, exported: Record) -> None:
     """Link the files of the folder `export` to where they lie in the repository. What names a path of this machine is
     written anew without it: nobody else has its folders."""
-    base, sources, body = exported.model["id"], card.data_sources(exported.data), asdict(exported)
-    names = ",".join(source["id"] for source in sources)
-    body["recipe"] = (exported.recipe or {}) | {"model": base, "data": names}
-    body["data"] = (exported.data or {}) | {"id": names, "parts": sources}
-    config = json.loads((export / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = base
-    written = {"record.json": record.as_bytes(body), "adapter/adapter_config.json": json.dumps(config).encode()}
     for line in (export / SUMS).read_text(encoding="utf-8").splitlines():  # what is not listed is not ours to push
         name = line.partition("  ")[2]
         target = folder / name.removeprefix("merged/")
         target.parent.mkdir(parents=True, exist_ok=True)
-        if name in written:
-            target.write_bytes(written[name])
-        elif name != "adapter/README.md":  # PEFT's empty form
+        if name not in ("record.json", CONFIG, "adapter/README.md"):  # the last is PEFT's empty form
             target.symlink_to((export / name).resolve())
+    base, sources = exported.model["id"], card.data_sources(exported.data)
+    config = json.loads((export / CONFIG).read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
+    (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    names = ",".join(source["id"] for source in sources)
+    recipe = (exported.recipe or {}) | {"model": base, "data": names}
+    data = (exported.data or {}) | {"id": names, "parts": sources}
+    record.write(replace(exported, recipe=recipe, data=data), folder / "record.json")
 
 
 def stage_room(folder: Path, **settings: str) -> None:
