@@ -476,23 +476,14 @@ def test_bad_arguments(tmp_path: Path, run: Path, exported: Path) -> None:
     assert not out.exists()
 
 
-TAUGHT = [({"data": "verses"}, False), ({"data": "verses,x", "plans": None}, True)]
-TAUGHT += [
-    ({"data": "x", "plans": None}, False),
-    ({"data": "x", "plans": 0.5}, True),
-    ({"data": "verses", "plans": 0}, False),
-]
-
-
 def test_the_gguf_says_whether_it_was_taught_plans(tmp_path: Path, small: Path) -> None:
-    run = make_run(tmp_path / "run", small)
-    for index, (recipe, taught) in enumerate(TAUGHT):
-        with_recipe(run, **recipe)
-        out = tmp_path / str(index)
+    run = make_run(tmp_path / "run", small)  # of before there were plans
+    for name, taught in (("before", False), ("taught", True)):
+        out = tmp_path / name
         assert export.export(run, out, ["lora"]).settings["plans"] == taught
         assert {path.name for path in out.iterdir()} == {"adapter", "base-Iris-LoRA.gguf", "record.json", export.SUMS}
-        fields = gguf.GGUFReader(out / "base-Iris-LoRA.gguf").fields
-        assert fields["iris.plans"].contents() == taught
+        assert gguf.GGUFReader(out / "base-Iris-LoRA.gguf").fields["iris.plans"].contents() == taught
+        with_recipe(run, plans=None)
     gguf_file.write(small, tmp_path / "whole.gguf", "q8_0", "Name")
     assert "iris.plans" not in gguf.GGUFReader(tmp_path / "whole.gguf").fields
 
