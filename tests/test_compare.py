@@ -147,20 +147,16 @@ def test_what_is_no_finished_evaluation_is_refused(tmp_path):
     for others, words in (
         ([write(tmp_path / "b.json", ONE, kind="training")], "record of training"),
         ([write(tmp_path / "c.json", ONE, status="stopped")], "stopped"),
-        ([tmp_path / "absent.json"], "no record"),
         ([write(tmp_path / "d.json", {"hellaswag": ONE["arc_challenge"]})], "none in common"),
     ):
         with pytest.raises(InputError, match=words):
             compare([good, *others])
 
 
-def test_a_record_or_items_edited_by_hand_are_refused(tmp_path):
+def test_items_edited_by_hand_are_refused(tmp_path):
     first, second = write(tmp_path / "a.json", ONE), write(tmp_path / "b.json", ONE)
     items = record.read_items(second)
     items["arc_challenge"]["value"] = [1.0, 1.0, 1.0]
     record.write_items(second, items)
     with pytest.raises(InputError, match="does not belong"):
-        compare([first, second])
-    second.write_text(second.read_text().replace('"value": 0.66', '"value": 0.96'))
-    with pytest.raises(InputError, match="changed after it was written"):
         compare([first, second])

@@ -323,7 +323,6 @@ def test_what_cannot_be_published_is_told_first(server, exported, tmp_path, monk
         for words in ((name,), (REPO, name)):
             refused(InputError, "the name .* will not do: .*[Rr]epo.id", publish.publish, exported, *words, **options)
     refused(InputError, "unknown hardware 'gpu'; known: static", publish.publish, exported, REPO, hardware="gpu")
-    refused(InputError, "no SHA256SUMS", publish.publish, tmp_path, REPO)
     (exported / "stray.txt").write_text(TOKEN)  # not listed, so never pushed
     publish.publish(exported, REPO, results=tmp_path, **options)
     assert not (tmp_path / "dry" / "model" / "stray.txt").exists()

@@ -182,7 +182,3 @@ def test_bad_input_is_one_sentence(lab):
     (lab / "README.md").unlink()
     with pytest.raises(FileNotFoundError, match=r"README\.md"):
         run(lab)
-    path = lab / "results" / "qlora.json"
-    path.write_text(path.read_text().replace("0.4", "0.9"))
-    with pytest.raises(InputError, match="was changed after it was written"):
-        run(lab)

@@ -239,7 +239,3 @@ def doctor(*, model: str | None, method: str, gpu: str) -> None:
     from huggingface_hub import get_token
 
     print(f"Hugging Face login: {'a token is there' if get_token() else 'none, fine for public models'}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

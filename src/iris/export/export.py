@@ -70,10 +70,9 @@ def export(run: Path, out: Path, quants: list[str]) -> record.Record:
             merged = scratch / "merged"
             merge.merge(base, run / "adapter", merged, torch.bfloat16 if "bf16" in quants else torch.float16)
             pin_date(merged)
-            files = [scratch / f"{name}-{quant.upper()}.gguf" for quant in models]
-            for quant, path in zip(models, files, strict=True):
-                gguf.write(merged, path, quant, name, taught)
-            if text := modelfile(merged, min(files, key=lambda path: path.stat().st_size).name):
+            for quant in models:
+                gguf.write(merged, scratch / f"{name}-{quant.upper()}.gguf", quant, name, taught)
+            if text := modelfile(merged, smallest(scratch).name):
                 (scratch / "Modelfile").write_text(text, encoding="utf-8")
             else:
                 print("no Modelfile was written: give Ollama this chat template by hand", file=sys.stderr)
@@ -167,6 +166,14 @@ def modelfile(folder: Path, weights: str) -> str | None:
     if accepted and default:
         lines.append(f'SYSTEM """{default}"""')
     return "\n".join([*lines, f'PARAMETER stop "{after.strip()}"\n'])
+
+
+def smallest(folder: Path) -> Path:
+    """The smallest whole model in an exported folder. InputError if it holds none."""
+    whole = [file for file in folder.glob("*.gguf") if not file.name.endswith("-LoRA.gguf")]
+    if not whole:
+        raise InputError(f"{folder} holds no whole model as GGUF; export the run again with --quant q8_0")
+    return min(whole, key=lambda file: file.stat().st_size)
 
 
 def write_sums(folder: Path) -> None:

@@ -17,7 +17,7 @@ from string import Template
 from typing import Any
 
 from .. import InputError
-from ..export.export import check_sums, scratch_beside
+from ..export.export import check_sums, scratch_beside, smallest
 from ..model import smollm2
 from ..poetry.plan import NEAR, NEUTRAL, end_words
 from ..poetry.poet import VOICE, Poet, has_plans
@@ -46,14 +46,6 @@ def export_page(out: Path, export: Path | None = None) -> None:
             write_voice(smollm2.gguf(), VOICE, model)
         write_page(scratch, model)
     print(f"{out} holds the page; see it with python -m http.server --directory {out}")
-
-
-def smallest(export: Path) -> Path:
-    """The smallest whole model in the folder `export`. InputError if it holds none."""
-    whole = [file for file in export.glob("*.gguf") if not file.name.endswith("-LoRA.gguf")]
-    if not whole:
-        raise InputError(f"{export} holds no whole model as GGUF; export the run again with --quant q8_0")
-    return min(whole, key=lambda file: file.stat().st_size)
 
 
 def write_page(folder: Path, model: Path, url: str = "", card: str = "") -> None:

@@ -22,12 +22,12 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.utils import validate_repo_id
 
 from .. import InputError, hub, record
-from ..export.export import SUMS, check_sums, scratch_beside, write_sums
+from ..export.export import SUMS, check_sums, scratch_beside, smallest, write_sums
 from ..model import smollm2
 from ..recipe import one_of
 from ..record import Record
 from . import card
-from .page import smallest, write_page
+from .page import write_page
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONFIG = "adapter/adapter_config.json"
