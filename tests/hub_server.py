@@ -51,7 +51,7 @@ class Repo:
     sdk: str | None = None
     hardware: str | None = None
     history: list[tuple[str, dict[str, bytes], str]] = field(default_factory=list)
-    refs: dict[str, str] = field(default_factory=dict)  # tags, and branches besides main
+    refs: dict[str, str] = field(default_factory=dict)  # tags
     granted: set[str] = field(default_factory=set)  # tokens that may read it though it is gated
 
     @property
@@ -63,12 +63,10 @@ class Repo:
         self.history.append((sha, dict(files), title))
         return sha
 
-    def at(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        """The commit and the files of a branch, a tag or a commit."""
-        if revision in ("main", "HEAD"):
-            return self.history[-1][:2]
-        wanted = self.refs.get(revision, revision)
-        return next(((sha, files) for sha, files, _ in self.history if sha == wanted), None)
+    def at(self, revision: str) -> tuple[str, dict[str, bytes]]:
+        """The commit and the files of the branch main, a tag or a commit."""
+        wanted = self.history[-1][0] if revision == "main" else self.refs.get(revision, revision)
+        return next((sha, files) for sha, files, _ in self.history if sha == wanted)
 
 
 @dataclass
@@ -151,7 +149,8 @@ class HubServer(ThreadingHTTPServer):
                     fault.left -= 1
                     return fault
             if self._chaos and self._chaos[1].random() < self._chaos[0]:
-                return Fault("", self._chaos[1].choice([429, 500, 502, 503, "drop", "cut"]), 1, {"Retry-After": "0"}, 0)
+                kind = self._chaos[1].choice([412, 429, 500, 502, 503, "drop", "cut"])  # cut: done, and not heard of
+                return Fault("", kind, 1, {"Retry-After": "0"}, 0)
         return None
 
 
@@ -198,8 +197,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for key, value in (headers or {}).items():
             self.send_header(key, value)
-        if "Content-Length" not in (headers or {}):
-            self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command == "HEAD":
             return
@@ -290,16 +288,12 @@ class Handler(BaseHTTPRequestHandler):
             name = json.loads(self.body)["tag"]
             if name in repo.refs:
                 return self.refuse(409, "Tag reference exists already")
-            found = repo.at(revision)
-            repo.refs[name] = found[0] if found else repo.history[-1][0]
+            repo.refs[name] = repo.at(revision)[0]
             return self.json({})
         if verb == "settings":
             repo.private = json.loads(self.body).get("visibility") == "private"
             return self.json({})
-        found = repo.at(revision)
-        if found is None:
-            return self.refuse(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        sha, files = found
+        sha, files = repo.at(revision)
         if verb in ("", "revision"):
             siblings = [{"rfilename": path} | self.sizes(path, files[path]) for path in sorted(files)]
             told = {"_id": "1", "id": repo.id, "sha": sha, "private": repo.private, "disabled": False, "tags": []}
@@ -334,35 +328,25 @@ class Handler(BaseHTTPRequestHandler):
         return {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid}
 
     def resolve(self, repo: Repo, revision: str, path: str) -> None:
-        found = repo.at(revision)
-        if found is None:
-            return self.refuse(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        sha, files = found
+        sha, files = repo.at(revision)
         if path not in files:
             return self.refuse(404, "Entry not found", "EntryNotFound", **{"X-Repo-Commit": sha})
         content = files[path]
         entry = described(path, content)
-        known = {"X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
+        known = {"X-Repo-Commit": sha}
         if "lfs" in entry:
             oid = entry["lfs"]["oid"]
             self.server.large[oid] = content
             known |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{oid}"'}
             return self.send(302, b"", known | {"Location": f"http://localhost:{self.server.server_port}/lfs/{oid}"})
-        self.send_range(content, known | {"ETag": f'"{entry["oid"]}"'})
-
-    def send_range(self, content: bytes, headers: dict[str, str]) -> None:
-        asked = re.match(r"bytes=(\d+)-$", self.headers.get("Range", ""))  # the rest of what broke off
-        if asked is None:
-            return self.send(200, content, headers | {"Content-Length": str(len(content))})
-        begin, size = int(asked[1]), len(content)
-        self.send(206, content[begin:], headers | {"Content-Range": f"bytes {begin}-{size - 1}/{size}"})
+        self.send(200, content, known | {"ETag": f'"{entry["oid"]}"'})
 
     def large_file(self, oid: str) -> None:
         if self.command == "PUT":
             assert hashlib.sha256(self.body).hexdigest() == oid
             self.server.large[oid] = self.body
             return self.send(200)
-        self.send_range(self.server.large[oid], {"ETag": f'"{oid}"', "Accept-Ranges": "bytes"})
+        self.send(200, self.server.large[oid], {"ETag": f'"{oid}"'})
 
     def chunk_storage(self) -> None:
         """What hf_xet asks for: chunks come in one block, each after its length."""
@@ -403,9 +387,6 @@ class Handler(BaseHTTPRequestHandler):
             match line["key"]:
                 case "header":
                     title = value["summary"]
-                    parent = value.get("parentCommit")
-                    if parent and parent != repo.history[-1][0]:
-                        return self.refuse(412, "A commit has happened since. Please refresh and try again.")
                 case "file":
                     after[value["path"]] = base64.b64decode(value["content"])
                 case "lfsFile":

@@ -1,7 +1,6 @@
 """The statistics against scipy and by simulation; what may be compared and what may not."""
 
 import json
-import math
 from dataclasses import asdict
 
 import numpy as np
@@ -27,14 +26,6 @@ def mcnemar(base, tuned):
 # --- statistics ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 0), (3, 3), (12, 4), (0, 9), (230, 180)])
-def test_items_of_0_and_1_are_tested_by_the_exact_binomial(gained, lost):
-    base, tuned = [0.0] * gained + [1.0] * lost + [1.0] * 50, [1.0] * gained + [0.0] * lost + [1.0] * 50
-    n = gained + lost
-    expected = min(1.0, 2 * sum(math.comb(n, k) for k in range(min(gained, lost) + 1)) / 2**n)
-    assert mcnemar(base, tuned) == pytest.approx(expected, abs=1e-12)
-
-
 def test_sign_flip_equals_scipy_exactly_when_small_and_closely_when_large():
     rng = np.random.default_rng(1)
     for n, resamples, tolerance in ((9, 10_000, 1e-12), (60, 10_000, 0.01)):
@@ -55,8 +46,7 @@ def test_bootstrap_interval_is_that_of_scipy_and_of_theory():
 
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.5, 0.9]) == [1.0, 1.0]
-    assert holm([]) == []
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
 
 
 def test_of_1000_null_pairs_at_most_6_percent_are_called_clear():
@@ -69,9 +59,7 @@ def test_of_1000_null_pairs_at_most_6_percent_are_called_clear():
         family_calls += min(holm(ps)) < 0.05
         skewed = rng.exponential(1, 60) * rng.choice([-1, 1], 60)
         permutation_calls += sign_flip(skewed, rng.integers(40, 400, 60).astype(float), 1000, rng) < 0.05
-    assert binary_calls <= 60
-    assert family_calls <= 60
-    assert 30 <= permutation_calls <= 60
+    assert binary_calls <= 60 and family_calls <= 60 and 30 <= permutation_calls <= 60
 
 
 # --- records ---------------------------------------------------------------------------------------------------------
@@ -107,16 +95,13 @@ def test_a_comparison_says_what_is_clear_of_noise(pair):
     assert verdicts == ["better, clear of noise", "within noise", "better, clear of noise", "within noise"]
     assert rows["arc_challenge"].test == "exact McNemar"
     assert rows["poetry_verses"].test == "sign-flip permutation"
-    assert rows["poetry_verses"].difference == pytest.approx(-0.2)
-    assert rows["poetry_verses"].low == pytest.approx(-0.2)
+    assert [rows["poetry_verses"].difference, rows["poetry_verses"].low] == pytest.approx([-0.2, -0.2])
     assert all(row.low <= row.difference + 1e-9 and row.difference - 1e-9 <= row.high for row in result.rows)
     (mean,) = result.means
-    assert mean.tasks == ("arc_challenge", "hellaswag")
+    assert mean.tasks == ("arc_challenge", "hellaswag") and mean.low < mean.difference < mean.high
     assert mean.difference == pytest.approx(rows["arc_challenge"].difference / 2)
-    assert mean.low < mean.difference < mean.high
     (rhyme,) = (row for row in result.rows if not row.verdict)
-    assert (rhyme.metric, rhyme.n, rhyme.p_holm) == ("rhyme", 17, None)
-    assert rhyme.p < 0.001
+    assert (rhyme.metric, rhyme.n, rhyme.p_holm) == ("rhyme", 17, None) and rhyme.p < 0.001
     table = result.table()
     for words in ("fp32", "within noise", "lower is better", "Mean difference", "keeps of haiku, sonnet (higher is"):
         assert words in table
@@ -153,11 +138,8 @@ def test_records_made_otherwise_are_refused_and_the_difference_named(tmp_path, c
     second = write(tmp_path / "b.json", ONE, **changed)
     with pytest.raises(InputError, match=said):
         compare([first, second])
-
-
-def test_what_an_older_record_does_not_state_is_no_difference(tmp_path):
-    older, newer = write(tmp_path / "a.json", ONE), write(tmp_path / "b.json", ONE, model={"config": "c"})
-    assert compare([older, newer]).rows
+    older = write(tmp_path / "older.json", ONE)  # what it does not state is no difference
+    assert compare([older, write(tmp_path / "b.json", ONE, model={"config": "c"})]).rows
 
 
 def test_what_is_no_finished_evaluation_is_refused(tmp_path):
@@ -165,20 +147,16 @@ def test_what_is_no_finished_evaluation_is_refused(tmp_path):
     for others, words in (
         ([write(tmp_path / "b.json", ONE, kind="training")], "record of training"),
         ([write(tmp_path / "c.json", ONE, status="stopped")], "stopped"),
-        ([tmp_path / "absent.json"], "no record"),
         ([write(tmp_path / "d.json", {"hellaswag": ONE["arc_challenge"]})], "none in common"),
     ):
         with pytest.raises(InputError, match=words):
             compare([good, *others])
 
 
-def test_a_record_or_items_edited_by_hand_are_refused(tmp_path):
+def test_items_edited_by_hand_are_refused(tmp_path):
     first, second = write(tmp_path / "a.json", ONE), write(tmp_path / "b.json", ONE)
     items = record.read_items(second)
     items["arc_challenge"]["value"] = [1.0, 1.0, 1.0]
     record.write_items(second, items)
     with pytest.raises(InputError, match="does not belong"):
-        compare([first, second])
-    second.write_text(second.read_text().replace('"value": 0.66', '"value": 0.96'))
-    with pytest.raises(InputError, match="changed after it was written"):
         compare([first, second])

@@ -34,16 +34,14 @@ def test_with_a_gpu_it_is_llama_where_there_is_a_token(monkeypatch, token, model
     assert len(chosen.tasks) == 5 and chosen.trials == 12
 
 
-def test_where_checkpoints_are_kept_and_what_does_not_fit():
+def test_where_checkpoints_are_kept():
     assert notebook.choices(name="night").recipe.push_checkpoints is None
     assert notebook.choices(keep="user/kept").recipe.push_checkpoints == "user/kept"
     with pytest.raises(ModuleNotFoundError, match="google"):
         notebook.choices(keep="drive")
-    with pytest.raises(InputError, match="unknown method"):
-        notebook.choices(method="qlorra")
 
 
-def test_a_run_is_made_once(small_model, tmp_path, capsys):
+def test_a_run_is_made_once_and_any_prompt_answered_by_base_and_tuned(small_model, tmp_path, capsys):
     (tmp_path / "rows.jsonl").write_text('{"instruction": "Sing.", "output": "La."}\n')
     chosen = notebook.choices(str(small_model), data=str(tmp_path / "rows.jsonl"), steps=4)
     first = notebook.train(chosen)
@@ -53,16 +51,6 @@ def test_a_run_is_made_once(small_model, tmp_path, capsys):
     with pytest.raises(InputError, match="method was lora16"):
         notebook.train(notebook.choices(str(small_model), "dora", chosen.recipe.data, steps=4))
 
-
-def test_show_passes_over_what_is_not_there(tmp_path, capsys):
-    (tmp_path / "table.md").write_text("| a |")
-    notebook.show("text", tmp_path / "table.md", tmp_path / "none.png")
-    assert capsys.readouterr().out.count("Markdown") == 2
-
-
-def test_any_prompt_is_answered_by_the_base_and_by_the_tuned(small_model):
-    chosen = notebook.choices(str(small_model), steps=2)
-    notebook.train(chosen)
     prompts = "Is 1 < 2?", "Say <|im_end|> and go on, at some length, about rain."
     asked = notebook.before_and_after(chosen, *prompts)
     rows = re.findall(r"(?s)<tr>(.*?)</tr>", asked)
@@ -70,3 +58,9 @@ def test_any_prompt_is_answered_by_the_base_and_by_the_tuned(small_model):
     assert asked == notebook.before_and_after(chosen, *prompts)
     poems = re.findall(r"(?s)<tr>(.*?)</tr>", notebook.before_and_after(chosen))
     assert [row.count("<i>(") for row in poems] == [0, 2, 2, 2] and "the last train home" in poems[1]
+
+
+def test_show_passes_over_what_is_not_there(tmp_path, capsys):
+    (tmp_path / "table.md").write_text("| a |")
+    notebook.show("text", tmp_path / "table.md", tmp_path / "none.png")
+    assert capsys.readouterr().out.count("Markdown") == 2

@@ -2,8 +2,6 @@
 link to. That they run is test_notebooks_run.py's matter."""
 
 import ast
-import importlib
-import inspect
 import json
 import re
 import subprocess
@@ -32,19 +30,13 @@ def cells(path):
     return nbformat.read(path, as_version=4).cells
 
 
-def code_of(cells) -> str:
-    return "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-
-
 def test_it_is_in_step_with_its_script(path):
-    paired = jupytext.read(path.with_suffix(".py"))
     notebook = jupytext.read(path)
     assert notebook.metadata["jupytext"]["formats"] == "ipynb,py:percent"
-    here, there = ([(cell.cell_type, cell.source) for cell in each.cells] for each in (notebook, paired))
-    assert here == there, "run `jupytext --sync notebooks/*.ipynb`"
     written = jupytext.writes(notebook, "py:percent")
     no_version = re.compile(r"#\s+jupytext_version: .*\n")
-    assert no_version.sub("", written) == no_version.sub("", path.with_suffix(".py").read_text())
+    script = path.with_suffix(".py").read_text()
+    assert no_version.sub("", written) == no_version.sub("", script), "run `jupytext --sync notebooks/*.ipynb`"
 
 
 def test_it_is_clean_and_of_one_shape(path, cells):
@@ -64,27 +56,11 @@ def test_it_is_clean_and_of_one_shape(path, cells):
     assert all(isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) for node in body)
 
 
-def test_every_name_of_iris_exists(cells):
-    tree = ast.parse(code_of(cells[2:]))
-    modules = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            assert node.module.split(".")[0] == "iris", "a notebook imports modules of iris alone"
-            modules |= {alias.name: importlib.import_module(f"{node.module}.{alias.name}") for alias in node.names}
-        assert not isinstance(node, ast.Import)
-    assert modules
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
-            assert hasattr(modules[node.value.id], node.attr), f"iris.{node.value.id} has no {node.attr}"
-            assert not node.attr.startswith("_")
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            owner = getattr(node.func.value, "id", None)
-            if owner in modules:
-                given = {keyword.arg: None for keyword in node.keywords}
-                inspect.signature(getattr(modules[owner], node.func.attr)).bind(*node.args, **given)
-    choices = importlib.import_module("iris.notebook").Choices
-    known = {*choices.__dataclass_fields__, *vars(choices)}
-    assert set(re.findall(r"\bchosen\.(\w+)", code_of(cells))) <= known
+def test_it_uses_modules_of_iris_alone_and_nothing_private(cells):
+    """That what it calls is there, and takes what it gives, mypy sees."""
+    code = "\n".join(cell.source for cell in cells[2:] if cell.cell_type == "code")
+    imports = re.findall(r"^(?:from|import) .*$", code, re.MULTILINE)
+    assert imports and all(line.startswith("from iris") for line in imports) and not re.search(r"\._[a-z]", code)
 
 
 def test_it_installs_the_extras_of_pyproject():

@@ -25,6 +25,8 @@ def test_methods_differ_in_one_field_and_four_bit_follows_it_unless_set():
 def test_what_suits_the_data_is_the_default_and_no_more():
     assert recipe.make().max_length == 512 and recipe.make(max_length=64).max_length == 64
     assert recipe.make(["data=finetome"]).max_length == 2048
+    asked = [("verses,x", None), ("x", None), ("x", 0.5), ("verses", 0)]
+    assert [recipe.make(data=data, plans=plans).plan_share for data, plans in asked] == [1, 0, 0.5, 0]
 
 
 def test_set_wins_and_keeps_types():

@@ -51,10 +51,6 @@ def training(folder, name, digest, method="lora16", seed=1, data="f"):
     recipe = {"method": method, "r": 16, "learning_rate": 2e-4, "seed": seed}
     one = record.Record("training", name, MODEL, status="finished", adapter=adapter, recipe=recipe)
     one.data = {"id": "lab/verses", "rows": 1200, "fingerprint": data}
-    one.settings = {"device": "NVIDIA H100", "precision": "bf16"}
-    one.measures = {"steps": 50, "tokens": 800_000, "wall_seconds": 200 + 10 * seed, "tokens_per_s": 41234.5}
-    one.measures |= {"peak_memory_gb": 9.25, "loss_first": 3.2, "loss_last": 2.1}
-    one.measures["losses"] = [2 + 1.2 * 0.93**step + 0.05 * (step % 3) for step in range(50)]
     record.write(one, folder / f"{name}.json")
     return adapter
 
@@ -65,8 +61,7 @@ def speed(folder, name, rows):
 
 
 def trained(shape, method, rate, who="iris"):
-    row = {"who": who, "shape": shape, "method": method, "steady_tokens_per_s": rate, "step_seconds": 0.25}
-    return row | {"peak_memory_gb": 22.4}
+    return {"who": who, "shape": shape, "method": method, "steady_tokens_per_s": rate}
 
 
 @pytest.fixture
@@ -186,8 +181,4 @@ def test_bad_input_is_one_sentence(lab):
     assert run(lab) == "no markers, left as it is\n"
     (lab / "README.md").unlink()
     with pytest.raises(FileNotFoundError, match=r"README\.md"):
-        run(lab)
-    path = lab / "results" / "qlora.json"
-    path.write_text(path.read_text().replace("0.4", "0.9"))
-    with pytest.raises(InputError, match="was changed after it was written"):
         run(lab)

@@ -76,8 +76,7 @@ def parser() -> Parser:
             flag(f"--{item.name.replace('_', '-')}", type=partial(recipe.parse, item.name), metavar=kind, help=text)
         text = "the same for any of these: --set learning_rate=1e-3"
         flag("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings", help=text)
-        text = "benchmark files whose questions must not be trained on"
-        flag("--refuse", type=Path, metavar="DIR", dest="benchmarks", help=text)
+        flag("--refuse", type=Path, metavar="DIR", dest="benchmarks", help="drop rows that hold a question of these")
 
     flag = verb("train", train, "train an adapter")
     flag("--out", type=Path, required=True, help="folder of the run; may be on a mounted drive")
@@ -99,8 +98,7 @@ def parser() -> Parser:
     flag("tuned", type=Path, nargs="+", help="records of tuned models")
     flag("--json", action="store_true", help="print JSON instead of a table")
 
-    text = "merge an adapter and write GGUF files, or the room as a page that needs no server"
-    flag = verb("export", export, text)
+    flag = verb("export", export, "merge an adapter and write GGUF files, or the room as a page that needs no server")
     flag("--run", type=Path, help="folder of a finished run")
     text = "comma-separated; lora: the adapter alone (default: %(default)s)"
     flag("--quant", type=words, default="f16,q8_0", dest="quants", help=text)
@@ -241,7 +239,3 @@ def doctor(*, model: str | None, method: str, gpu: str) -> None:
     from huggingface_hub import get_token
 
     print(f"Hugging Face login: {'a token is there' if get_token() else 'none, fine for public models'}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

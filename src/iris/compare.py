@@ -26,10 +26,6 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 Items = dict[str, list[Any]]  # the columns of one task: id, value, and other scores or weight
 
 
-# What records did not state before 2026-11: where one of two does not, it is no difference.
-STATED_LATER = ("'s config", "'s tokenizer", "'s template", "'s chat_template_sha256")
-
-
 @dataclass(frozen=True)
 class Row:
     """One measure of one task in two records. `difference` is tuned less base, `low` and `high` its 95% interval;
@@ -83,23 +79,20 @@ class Comparison:
             scores = [with_error(row.base, row.base_stderr), with_error(row.tuned, row.tuned_stderr)]
             ps = ["" if p is None else f"{p:.2g}" for p in (row.p, row.p_holm)]
             lines.append([row.record, row.task, metric, str(row.n), *scores, with_interval(row), *ps, row.verdict])
-        parts = [
-            f"Base: {self.base}. Settings of all: {settings_in_words(self.settings)}. Differences stand with their 95% "
-            "interval; rows without a verdict are other measures, whose p is not corrected.",
-            markdown(head, lines, aligned=True),
-        ]
-        for mean in self.means:
-            parts.append(f"Mean difference of {mean.record} over {', '.join(mean.tasks)}: {with_interval(mean)}")
-        return "\n\n".join([*parts, *self.notes])
+        about = f"Base: {self.base}. Settings of all: {settings_in_words(self.settings)}. Differences stand with their "
+        about += "95% interval; rows without a verdict are other measures, whose p is not corrected."
+        means = [f"Mean difference of {m.record} over {', '.join(m.tasks)}: {with_interval(m)}" for m in self.means]
+        return "\n\n".join([about, markdown(head, lines, aligned=True), *means, *self.notes])
 
 
 @dataclass(frozen=True)
 class Scored:
-    """An evaluation, its comparison with the base of its group (None: it is the base, or there is none), and the
-    training that its adapter came from (where that record is here too)."""
+    """An evaluation, its comparison with the base of its group (None: it is the base, or there is none), of that the
+    rows of main metrics by task, and the training that its adapter came from (where that record is here too)."""
 
     record: Record
     comparison: Comparison | None
+    rows: dict[str, Row]
     training: Record | None
 
 
@@ -119,7 +112,9 @@ def evaluations(records: dict[Path, Record]) -> list[list[Scored]]:
         group = []
         for path in paths:
             compared = compare([base, path]) if base and path != base else None
-            group.append(Scored(records[path], compared, trained.get((records[path].adapter or {}).get("digest"))))
+            rows = {row.task: row for row in compared.rows if row.verdict} if compared else {}
+            training = trained.get((records[path].adapter or {}).get("digest"))
+            group.append(Scored(records[path], compared, rows, training))
         groups.append(group)
     return groups
 
@@ -143,13 +138,13 @@ def compare(records: list[str | Path]) -> Comparison:
             pair = base_items[task], items[task]
             if pair[0]["id"] != pair[1]["id"]:
                 raise InputError(f"{records[0]} and {path} hold different items of {task}; evaluate both anew")
-            entries = [each.tasks[task] for each in (base, tuned)]
             for column in ["value", *(name for name in pair[0] if name not in ("id", "weight", "value"))]:
                 if column not in pair[1]:
                     continue
-                first, second = entries if column == "value" else [each["others"][column] for each in entries]
-                of_parts = f" of {', '.join(first['parts'])}" if first.get("parts") else ""
-                metric = first["metric"] + of_parts if column == "value" else column
+                first, second = base.tasks[task], tuned.tasks[task]
+                metric = first["metric"] + (f" of {', '.join(first['parts'])}" if first.get("parts") else "")
+                if column != "value":
+                    first, second, metric = first["others"][column], second["others"][column], column
                 scores = first["value"], first["stderr"], second["value"], second["stderr"]
                 test, drawn = paired(pair, column, RESAMPLES, rng)
                 gain = second["value"] - first["value"]
@@ -241,15 +236,16 @@ def _check(base: Record, tuned: Record, which: str) -> None:
         if name != "peft" or (base.adapter and tuned.adapter):  # peft has no part in the scores of a bare base
             pairs[f"the version of {name}"] = [each.environment["packages"].get(name) for each in (base, tuned)]
     # an adapter is compared with its own base; without one two files of a model may be, such as its quantizations
-    for name in ("config", "tokenizer", "template", *(("revision", "digest") if tuned.adapter else ())):
+    for name in ("revision", "digest") if tuned.adapter else ():
         pairs[f"the model's {name}"] = [each.model.get(name) for each in (base, tuned)]
+    for name in ("config", "tokenizer", "template"):  # which records did not state before 2026-11
+        stated = [each.model[name] for each in (base, tuned) if each.model.get(name)]
+        pairs[f"the model's {name}"] = [stated[0], stated[-1]] if stated else []
     tasks = sorted(base.tasks.keys() & tuned.tasks.keys())
     for task in tasks:
         for name in ("metric", "parts", "version", "num_fewshot", "n", "items_hash"):
             pairs[f"{task}'s {name}"] = [each.tasks[task].get(name) for each in (base, tuned)]
-    for name in [name for name, pair in pairs.items() if name.endswith(STATED_LATER) and None in pair]:
-        del pairs[name]
-    wrong = [f"{name} ({first} and {second})" for name, (first, second) in pairs.items() if first != second]
+    wrong = [f"{name} ({pair[0]} and {pair[1]})" for name, pair in pairs.items() if pair and pair[0] != pair[1]]
     wrong += [] if tasks else ["every task: they have none in common"]
     if wrong:
         raise InputError(f"{which} cannot be compared, they differ in {'; '.join(wrong)}: evaluate both the same way")

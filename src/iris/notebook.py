@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,19 +38,15 @@ SAMPLING = {"do_sample": True, "temperature": 0.7, "repetition_penalty": 1.1, "m
 
 @dataclass(frozen=True)
 class Choices:
-    """What to do here: the recipe, its budget in minutes, the run's folder, the tasks to evaluate, and the trials of a
-    sweep. Without a GPU the last two are few."""
+    """What to do here: the recipe, its budget in minutes, the run's folder, that of its evaluations (where `publish`
+    looks for them), the tasks to evaluate, and the trials of a sweep. Without a GPU the last two are few."""
 
     recipe: recipe.Recipe
     minutes: float | None
     out: Path
+    results: Path
     tasks: list[str]
     trials: int
-
-    @property
-    def results(self) -> Path:
-        """Where evaluations of the run go, and where `publish` looks for them."""
-        return self.out.parent / "results"
 
 
 def choices(
@@ -86,7 +83,7 @@ def choices(
     if on_gpu and not token:
         print("no Hugging Face token here: for Llama accept its licence on the Hub and add the secret HF_TOKEN")
     tasks = list(DEFAULT) if on_gpu else ["poetry_verses"]
-    return Choices(asked, minutes or None, folder / name, tasks, 12 if on_gpu else 3)
+    return Choices(asked, minutes or None, folder / name, folder / "results", tasks, 12 if on_gpu else 3)
 
 
 def train(chosen: Choices) -> record.Record:
@@ -98,12 +95,12 @@ def train(chosen: Choices) -> record.Record:
     return result
 
 
+@dataclass(eq=False)
 class Live(TrainerCallback):
     """Shows the loss curve while training goes on, each picture in the place of the one before."""
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.shown = 0.0  # when, by time.monotonic()
+    out: Path
+    shown: float = 0.0  # when, by time.monotonic()
 
     def show(self) -> None:
         if (picture := self.out / "loss.png").exists():
@@ -130,26 +127,19 @@ def before_and_after(chosen: Choices, *prompts: str, seed: int = 7) -> str:
     talks = [[{"role": "user", "content": prompt}] for prompt in asked]
     ids = [template.encode(tokenizer, talk, add_generation_prompt=True).input_ids for talk in talks]
     batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(device)
-
-    def write() -> list[str]:
-        torch.manual_seed(seed)
-        written = both.generate(**batch, **SAMPLING)[:, batch["input_ids"].shape[1] :]
-        cells = []
-        texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-        for form, text in zip(asked.values(), texts, strict=True):
-            cell = html.escape(text.strip()).replace("\n", "<br>")
-            if form:
-                verdict = judge(text.strip(), form)
-                told = "keeps its form" if verdict.keeps else verdict.reasons[0]
-                cell += f"<br><i>({html.escape(told)})</i>"
-            cells.append(f'<td style="text-align:left; vertical-align:top">{cell}</td>')
-        return cells
-
-    with both.disable_adapter():
-        before = write()
     rows = [f'<tr><th style="text-align:left">{html.escape(prompt)}</th>' for prompt in asked]
-    body = "</tr>".join(map("".join, zip(rows, before, write(), strict=True)))
-    return f"<table><tr><th></th><th>before</th><th>after</th></tr>{body}</tr></table>"
+    for adapter in (both.disable_adapter(), nullcontext()):  # before, after
+        torch.manual_seed(seed)
+        with adapter:
+            written = both.generate(**batch, **SAMPLING)[:, batch["input_ids"].shape[1] :]
+        texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+        for row, (form, text) in enumerate(zip(asked.values(), map(str.strip, texts), strict=True)):
+            cell = html.escape(text).replace("\n", "<br>")
+            if form:
+                verdict = judge(text, form)
+                cell += f"<br><i>({html.escape('keeps its form' if verdict.keeps else verdict.reasons[0])})</i>"
+            rows[row] += f'<td style="text-align:left; vertical-align:top">{cell}</td>'
+    return f"<table><tr><th></th><th>before</th><th>after</th></tr>{'</tr>'.join(rows)}</tr></table>"
 
 
 def iris(*words: object) -> None:

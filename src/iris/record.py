@@ -23,10 +23,7 @@ from . import InputError
 
 SCHEMA = 1
 DECISIVE = ("torch", "transformers", "peft", "lm_eval")  # packages whose version may move a score
-PACKAGES = (
-    *(*DECISIVE, "trl", "datasets", "accelerate", "bitsandbytes", "unsloth", "unsloth_zoo"),
-    *("huggingface_hub", "gguf", "xllamacpp", "optuna", "gradio"),
-)
+OTHERS = "trl datasets accelerate bitsandbytes unsloth unsloth_zoo huggingface_hub gguf xllamacpp optuna gradio"
 
 
 @dataclass
@@ -69,18 +66,15 @@ def folder_digest(folder: str | Path) -> str:
 
 def environment() -> dict[str, Any]:
     """Package versions, Python, platform and the git commit (with whether the tree was clean)."""
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
+    packages = [name for name in (*DECISIVE, *OTHERS.split()) if any(metadata.distributions(name=name))]
+    versions = {name: metadata.version(name) for name in packages}
     commit: dict[str, Any] | None = None
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         git = ["git", "-C", str(Path(__file__).parent), "status", "--porcelain=2", "--branch"]
         told = subprocess.run(git, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
         commit = {"commit": told[0].removeprefix("# branch.oid "), "clean": told[-1].startswith("# ")}
-    system = f"{platform.system()} {platform.machine()}"
-    found = {"packages": versions, "python": platform.python_version(), "platform": system}
-    return found | {"cpu_count": os.cpu_count(), "git": commit}
+    system = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    return {"packages": versions, **system, "cpu_count": os.cpu_count(), "git": commit}
 
 
 def write_atomic(path: str | Path, content: bytes) -> None:
@@ -96,15 +90,11 @@ def write_atomic(path: str | Path, content: bytes) -> None:
 
 
 def write(record: Record, path: str | Path) -> None:
-    """Write the record as JSON with its digest as the last key."""
-    write_atomic(path, as_bytes(asdict(record)))
-
-
-def as_bytes(body: dict[str, Any]) -> bytes:
-    """A record's fields as the JSON that `read` takes, with its digest as the last key. NaN and infinities, which JSON
-    does not know, become null: not measured."""
-    body = json.loads(json.dumps(body), parse_constant=lambda _: None)
-    return (json.dumps(body | {"digest": digest_of(body)}, indent=1, ensure_ascii=False) + "\n").encode()
+    """Write the record as JSON with its digest as the last key. NaN and infinities, which JSON does not know, become
+    null: not measured."""
+    body = json.loads(json.dumps(asdict(record)), parse_constant=lambda _: None)
+    text = json.dumps(body | {"digest": digest_of(body)}, indent=1, ensure_ascii=False)
+    write_atomic(path, f"{text}\n".encode())
 
 
 def read(path: str | Path) -> Record:
@@ -146,8 +136,8 @@ def items_path(path: str | Path) -> Path:
 
 def write_items(path: str | Path, items: dict[str, dict[str, list[Any]]]) -> None:
     """Write {task: {"id": [...], "value": [...], "weight": [...]}} beside the record at `path`."""
-    text = json.dumps(items, separators=(",", ":"), allow_nan=False)
-    write_atomic(items_path(path), gzip.compress(text.encode(), mtime=0))
+    text = json.dumps(items, separators=(",", ":"), allow_nan=False).encode()
+    write_atomic(items_path(path), gzip.compress(text, mtime=0))
 
 
 def read_items(path: str | Path) -> dict[str, dict[str, list[Any]]]:
@@ -164,8 +154,7 @@ def peak_memory_gb() -> float:
         return round(torch.cuda.max_memory_allocated() / 1e9, 3)
     status = Path("/proc/self/status")
     if status.exists():  # not getrusage: its peak is inherited from the parent process
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return round(int(peak.split()[1]) * 1024 / 1e9, 3)
+        return round(int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024 / 1e9, 3)
     if sys.platform == "win32":
         import psutil  # accelerate brings it
 

@@ -16,11 +16,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from .. import InputError, RunError, hub, record
 from ..model import smollm2
-from ..recipe import one_of
+from ..recipe import Recipe, one_of
 
 SUMS = "SHA256SUMS"
 SPARE = 64 << 20  # bytes to leave free on the disk
@@ -45,23 +44,22 @@ def export(run: Path, out: Path, quants: list[str]) -> record.Record:
     training = record.read(run / "record.json")
     if (training.kind, training.status) != ("training", "finished"):
         raise InputError(f"{run} holds a {training.status} {training.kind}, not a finished training: train --resume")
-    digest = record.folder_digest(run / "adapter")
-    if digest != (training.adapter or {})["digest"]:
+    if record.folder_digest(run / "adapter") != (training.adapter or {})["digest"]:
         raise InputError(f"the weights in {run / 'adapter'} are not those of its record; put them back, or train again")
     base = find_base(training)
     if models and pre_tokenizer(merge.read_json(run / "adapter" / "tokenizer.json")) is None:
         raise InputError(f"llama.cpp does not know the tokenizer in {run / 'adapter'}; export --quant lora alone")
 
     recipe = training.recipe or {}
-    plans = recipe.get("plans", 0)  # a run from before there were plans has no such field
-    taught = "verses" in recipe["data"].split(",") if plans is None else plans > 0
-    adapter, settings = (training.adapter or {}) | {"path": "adapter"}, {"quants": quants, "plans": taught}
-    made: dict[str, Any] = {"adapter": adapter, "recipe": training.recipe, "data": training.data, "settings": settings}
-    result = record.Record("export", out.name, training.model, **made)
+    # a run from before there were plans has no such field
+    taught = Recipe(data=recipe["data"], plans=recipe.get("plans", 0)).plan_share > 0
+    result = record.Record("export", out.name, training.model, recipe=recipe, data=training.data)
+    result.adapter = (training.adapter or {}) | {"path": "adapter"}
+    result.settings = {"quants": quants, "plans": taught}
     name = f"{Path(training.model['id']).name}-Iris"
     with scratch_beside(out) as scratch:
         size = sum(file.stat().st_size for file in base.glob(merge.WEIGHTS)) if models else 0
-        size += sum(tensor.nbytes for quant in models for tensor in gguf.plan(base, quant))
+        size += sum(packed.nbytes for quant in models for _, packed in gguf.plan(base, quant).values())
         if (free := shutil.disk_usage(scratch).free) < size + SPARE:
             needs = f"{scratch.parent} has {free / 1e9:.1f} GB free and the export takes {size / 1e9:.1f} GB"
             raise InputError(f"{needs}; free some room, name fewer quantizations or choose another disk")
@@ -72,10 +70,9 @@ def export(run: Path, out: Path, quants: list[str]) -> record.Record:
             merged = scratch / "merged"
             merge.merge(base, run / "adapter", merged, torch.bfloat16 if "bf16" in quants else torch.float16)
             pin_date(merged)
-            files = [scratch / f"{name}-{quant.upper()}.gguf" for quant in models]
-            for quant, path in zip(models, files, strict=True):
-                gguf.write(merged, path, quant, name, taught)
-            if text := modelfile(merged, min(files, key=lambda path: path.stat().st_size).name):
+            for quant in models:
+                gguf.write(merged, scratch / f"{name}-{quant.upper()}.gguf", quant, name, taught)
+            if text := modelfile(merged, smallest(scratch).name):
                 (scratch / "Modelfile").write_text(text, encoding="utf-8")
             else:
                 print("no Modelfile was written: give Ollama this chat template by hand", file=sys.stderr)
@@ -169,6 +166,14 @@ def modelfile(folder: Path, weights: str) -> str | None:
     if accepted and default:
         lines.append(f'SYSTEM """{default}"""')
     return "\n".join([*lines, f'PARAMETER stop "{after.strip()}"\n'])
+
+
+def smallest(folder: Path) -> Path:
+    """The smallest whole model in an exported folder. InputError if it holds none."""
+    whole = [file for file in folder.glob("*.gguf") if not file.name.endswith("-LoRA.gguf")]
+    if not whole:
+        raise InputError(f"{folder} holds no whole model as GGUF; export the run again with --quant q8_0")
+    return min(whole, key=lambda file: file.stat().st_size)
 
 
 def write_sums(folder: Path) -> None:

@@ -9,9 +9,7 @@ tests/test_export.py holds both against the official converter. One tensor is in
 import ctypes
 import logging
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,9 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 from gguf import LlamaFileType as FileType
+from gguf.lazy import LazyNumpyTensor
 from gguf.quants import dequantize, quant_shape_to_byte_shape
 from safetensors import safe_open
-from tqdm import tqdm
 from transformers import LlamaConfig
 
 from .. import InputError
@@ -37,36 +35,38 @@ QUANTS = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")
 NARROW = {Type.Q4_K: Type.Q5_0, Type.Q5_K: Type.Q5_1, Type.Q6_K: Type.Q8_0}
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor of the file: its name, type, shape and bytes there, and how to get its values, fp32 [shape]."""
-
-    name: str
-    type: Type
-    shape: tuple[int, ...]
-    nbytes: int
-    load: Callable[[], np.ndarray]
-
-
 def write(folder: Path, path: Path, quant: str, name: str, plans: bool = False) -> None:
     """Write the Hugging Face folder of a Llama model (16-bit safetensors) to `path` as `quant`; `name` becomes
-    general.name; `plans`: it was taught to land on end words that a request names, which the poet reads in the file."""
+    general.name; `plans`: it was taught to land on end words that a request names, which the poet reads in the file.
+    Keys and tensors stand in the converter's order, which makes the files equal byte for byte."""
     config: Any = LlamaConfig.from_pretrained(folder)
-    tensors = plan(folder, quant)
     writer = gguf.GGUFWriter(path, arch="llama")
-    parameters = sum(math.prod(each.shape) for each in tensors)
-    write_metadata(writer, config, gguf.Metadata.load(None, folder, name, parameters), parameters, quant)
+    for tensor, (kind, values) in plan(folder, quant).items():
+        writer.add_tensor(tensor, values, raw_dtype=kind)
+    parameters = writer.get_total_parameter_count()[0]
+    general = gguf.Metadata.load(None, folder, name, parameters)
+    general.size_label = general.size_label or gguf.size_label(parameters, parameters, 0, 0)
+
+    writer.add_type(gguf.GGUFType.MODEL)
+    general.set_gguf_meta_model(writer)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_file_type(FileType[f"MOSTLY_{quant.upper()}"])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     write_vocabulary(writer, folder, config.vocab_size)
     if plans:
         writer.add_bool("iris.plans", True)
-    for each in tensors:
-        writer.add_tensor_info(each.name, each.shape, np.dtype(np.float32), each.nbytes, raw_dtype=each.type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for each in tqdm(tensors, desc=path.name, unit="tensor"):
-        writer.write_tensor_data(pack(each.load(), each.type))
-    writer.close()
+    finish(writer)
 
 
 def write_adapter(folder: Path, path: Path, base: Path, plans: bool) -> None:
@@ -90,9 +90,9 @@ def write_adapter(folder: Path, path: Path, base: Path, plans: bool) -> None:
     finish(writer)
 
 
-def write_voice(base: Path, adapter: Path, path: Path, kind: Type = Type.Q8_0) -> None:
+def write_voice(base: Path, adapter: Path, path: Path) -> None:
     """Write the GGUF model `base` with a GGUF `adapter` added to its weights (fp32, W + alpha / rank * B A) to `path`,
-    matrices as `kind`, with the adapter's `iris.plans`: for a browser, whose engine reads no Q4_1 fast."""
+    matrices as Q8_0, with the adapter's `iris.plans`: for a browser, whose engine reads no Q4_1 fast."""
     model, voice = gguf.GGUFReader(base), gguf.GGUFReader(adapter)
     learned = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in voice.tensors}
     alpha = voice.fields[gguf.Keys.Adapter.LORA_ALPHA].contents()
@@ -107,7 +107,7 @@ def write_voice(base: Path, adapter: Path, path: Path, kind: Type = Type.Q8_0) -
         values = dequantize(tensor.data, tensor.tensor_type)
         if (down := learned.get(f"{tensor.name}.lora_a")) is not None:
             values = values + learned[f"{tensor.name}.lora_b"] @ down * (alpha / len(down))
-        stored = kind if values.ndim == 2 else Type.F32
+        stored = Type.Q8_0 if values.ndim == 2 else Type.F32
         writer.add_tensor(tensor.name, pack(values.astype(np.float32), stored), raw_dtype=stored)
     finish(writer)
 
@@ -115,12 +115,13 @@ def write_voice(base: Path, adapter: Path, path: Path, kind: Type = Type.Q8_0) -
 def finish(writer: gguf.GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_tensors_to_file(progress=True)
     writer.close()
 
 
-def plan(folder: Path, quant: str) -> list[Tensor]:
-    """The tensors of the file, in its order. InputError if the model is no Llama in 16 bits."""
+def plan(folder: Path, quant: str) -> dict[str, tuple[Type, Any]]:
+    """The tensors of the file by name, in its order: their types, and their bytes, which are read and packed when they
+    are written. InputError if the model is no Llama in 16 bits."""
     config: Any = LlamaConfig.from_pretrained(folder)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     shapes: dict[tuple[Path, str], tuple[int, ...]] = {}
@@ -128,23 +129,25 @@ def plan(folder: Path, quant: str) -> list[Tensor]:
         with safe_open(file, "pt") as weights:
             shapes |= {(file, name): tuple(weights.get_slice(name).get_shape()) for name in weights.offset_keys()}
     tied = all(name != "lm_head.weight" for _, name in shapes)
-    tensors = []
+
+    def read(file: Path, name: str, kind: Type) -> np.ndarray:
+        with safe_open(file, "pt", backend="pread") as weights:
+            values = weights.get_tensor(name).float().numpy()
+        return pack(in_rope_pairs(name.rpartition(".")[0], values, config), kind)
+
+    tensors: dict[str, tuple[Type, Any]] = {}
     if (factors := rope_factors(config)) is not None:
-        tensors.append(Tensor("rope_freqs.weight", Type.F32, factors.shape, factors.nbytes, lambda: factors))
+        tensors["rope_freqs.weight"] = Type.F32, LazyNumpyTensor.from_eager(factors)
     for (file, name), shape in shapes.items():
         new = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if new is None or getattr(config, "quantization_config", None):
             raise InputError(f"{folder} holds {name}, which no Llama in 16 bits has; export a plain Llama model")
         kind = choose(new, shape, quant, config.num_hidden_layers, tied)
-        size = math.prod(quant_shape_to_byte_shape(shape, kind))
-        tensors.append(Tensor(new, kind, shape, size, partial(read_tensor, file, name, config)))
+        packed = {Type.F32: (np.float32, shape), Type.F16: (np.float16, shape)}
+        like = packed.get(kind) or (np.uint8, quant_shape_to_byte_shape(shape, kind))
+        meta = LazyNumpyTensor.meta_with_dtype_and_shape(*like)
+        tensors[new] = kind, LazyNumpyTensor(meta=meta, func=partial(read, file, name, kind))
     return tensors
-
-
-def read_tensor(file: Path, name: str, config: Any) -> np.ndarray:
-    """A tensor of the model with this config.json, fp32, its rows as llama.cpp has them."""
-    with safe_open(file, "pt", backend="pread") as weights:
-        return in_rope_pairs(name.rpartition(".")[0], weights.get_tensor(name).float().numpy(), config)
 
 
 def in_rope_pairs(module: str, values: np.ndarray, config: Any) -> np.ndarray:
@@ -188,27 +191,6 @@ def rope_factors(config: Any) -> np.ndarray | None:
     between = 1 / ((1 - smooth) / np.float32(factor) + smooth)
     short, long = wavelengths < context / high, wavelengths > context / low
     return np.select([short, long], [np.float32(1), np.float32(factor)], between)
-
-
-def write_metadata(writer: gguf.GGUFWriter, config: Any, general: gguf.Metadata, parameters: int, quant: str) -> None:
-    """Keys general.* and llama.*, in the converter's order, which makes the files equal byte for byte."""
-    general.size_label = general.size_label or gguf.size_label(parameters, parameters, 0, 0)
-    writer.add_type(gguf.GGUFType.MODEL)
-    general.set_gguf_meta_model(writer)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_file_type(FileType[f"MOSTLY_{quant.upper()}"])
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
 def write_vocabulary(writer: gguf.GGUFWriter, folder: Path, size: int) -> None:

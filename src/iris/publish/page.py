@@ -9,7 +9,6 @@ known by its SHA-256 (assets/engine.js).
 from __future__ import annotations
 
 import hashlib
-import html
 import json
 import shutil
 import tempfile
@@ -18,11 +17,11 @@ from string import Template
 from typing import Any
 
 from .. import InputError
-from ..export.export import check_sums, scratch_beside
+from ..export.export import check_sums, scratch_beside, smallest
 from ..model import smollm2
 from ..poetry.plan import NEAR, NEUTRAL, end_words
 from ..poetry.poet import VOICE, Poet, has_plans
-from ..space.settings import ASSETS
+from ..space.settings import ASSETS, foot
 from ..space.sheet import markup
 from .engines import write_engines, write_iris
 
@@ -49,14 +48,6 @@ def export_page(out: Path, export: Path | None = None) -> None:
     print(f"{out} holds the page; see it with python -m http.server --directory {out}")
 
 
-def smallest(export: Path) -> Path:
-    """The smallest whole model in the folder `export`. InputError if it holds none."""
-    whole = [file for file in export.glob("*.gguf") if not file.name.endswith("-LoRA.gguf")]
-    if not whole:
-        raise InputError(f"{export} holds no whole model as GGUF; export the run again with --quant q8_0")
-    return min(whole, key=lambda file: file.stat().st_size)
-
-
 def write_page(folder: Path, model: Path, url: str = "", card: str = "") -> None:
     """Write the page into a folder. model: a GGUF file; url: where a browser finds that file, if not in this folder;
     card: the web address of its card. InputError for a model that no browser holds."""
@@ -70,11 +61,8 @@ def write_page(folder: Path, model: Path, url: str = "", card: str = "") -> None
     for slant, name in FONTS.items():
         style += f'@font-face {{ font-family: "Iris Garamond"; font-style: {slant}; src: url({name}); }}\n'
     (folder / "static.css").write_text(f"{style}body {{ margin: 0; }}\n", encoding="utf-8")
-    title = html.escape(model.stem)
-    linked = f'<a href="{html.escape(card)}" rel="noopener">{title}</a>' if card else title
-    foot = "Built with Llama. " if "llama" in f"{title} {card}".lower() else ""
-    foot += f'Model: {linked}, run here by <span id="engine">llama.cpp</span>. Nothing you write leaves your browser.'
-    room = markup(ASSETS / "room.html", {"tuned": model.stem}, foot, "in your own browser")
+    rest = ', run here by <span id="engine">llama.cpp</span>. Nothing you write leaves your browser.'
+    room = markup(ASSETS / "room.html", {"tuned": model.stem}, foot(model.name, card, rest), "in your own browser")
     hosts = f"{'/'.join(url.split('/')[:3])} https://*.hf.co" if url else ""  # the Hub keeps large files there
     page = Template((ASSETS / "static.html").read_text(encoding="utf-8")).substitute(hosts=hosts, room=room)
     (folder / "index.html").write_text(page, encoding="utf-8")

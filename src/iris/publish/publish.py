@@ -12,7 +12,8 @@ import glob
 import json
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,15 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.utils import validate_repo_id
 
 from .. import InputError, hub, record
-from ..export.export import SUMS, check_sums, scratch_beside, write_sums
+from ..export.export import SUMS, check_sums, scratch_beside, smallest, write_sums
 from ..model import smollm2
 from ..recipe import one_of
 from ..record import Record
 from . import card
-from .page import smallest, write_page
+from .page import write_page
 
 PACKAGE = Path(__file__).resolve().parents[1]
+CONFIG = "adapter/adapter_config.json"
 # What a Space may run on, and the Python that its card asks for: ZeroGPU takes those of its own list only, and a static
 # page (page.py) runs in the visitor's browser.
 HARDWARE = {"static": "", "zero-a10g": "3.10.13", "cpu-basic": "3.11"}
@@ -56,6 +58,10 @@ class Target:
     @property
     def what(self) -> str:
         return f"the {'Space' if self.kind == 'space' else 'model'} {self.repo}"
+
+    def ask(self, work: Callable[..., Any], **options: Any) -> Any:
+        """What `work`, a method of HfApi, answers about this repository; tried again where that helps."""
+        return hub.retry(self.what, partial(work, self.repo, repo_type=self.kind, **options), WAITS)
 
 
 def publish(
@@ -123,14 +129,13 @@ def publish(
         targets = [model, room] if space else [model]
         earlier = [claim(target, hardware, public) for target in targets]  # all refusals before anything large is sent
         commit = upload(model, earlier[0])
-        hub.retry(model.what, partial(HfApi().create_tag, repo, tag=tag, revision=commit, exist_ok=True), WAITS)
+        model.ask(HfApi().create_tag, tag=tag, revision=commit, exist_ok=True)
         print(f"{constants.ENDPOINT}/{repo} is published, commit {commit[:12]}")
         if space:
             upload(room, earlier[1])
             print(f"{constants.ENDPOINT}/spaces/{space} recites from {gguf.name}")
         for each in targets if public else []:
-            opened = partial(HfApi().update_repo_settings, each.repo, repo_type=each.kind, private=False)
-            hub.retry(each.what, opened, WAITS)
+            each.ask(HfApi().update_repo_settings, private=False)
         if space and not public:
             print("the model is private: give the Space a secret HF_TOKEN that may read it, in its settings")
 
@@ -138,21 +143,19 @@ def publish(
 def stage_model(folder: Path, export: Path, exported: Record) -> None:
     """Link the files of the folder `export` to where they lie in the repository. What names a path of this machine is
     written anew without it: nobody else has its folders."""
-    base, sources, body = exported.model["id"], card.data_sources(exported.data), asdict(exported)
-    names = ",".join(source["id"] for source in sources)
-    body["recipe"] = (exported.recipe or {}) | {"model": base, "data": names}
-    body["data"] = (exported.data or {}) | {"id": names, "parts": sources}
-    config = json.loads((export / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = base
-    written = {"record.json": record.as_bytes(body), "adapter/adapter_config.json": json.dumps(config).encode()}
     for line in (export / SUMS).read_text(encoding="utf-8").splitlines():  # what is not listed is not ours to push
         name = line.partition("  ")[2]
         target = folder / name.removeprefix("merged/")
         target.parent.mkdir(parents=True, exist_ok=True)
-        if name in written:
-            target.write_bytes(written[name])
-        elif name != "adapter/README.md":  # PEFT's empty form
+        if name not in ("record.json", CONFIG, "adapter/README.md"):  # the last is PEFT's empty form
             target.symlink_to((export / name).resolve())
+    base, sources = exported.model["id"], card.data_sources(exported.data)
+    config = json.loads((export / CONFIG).read_text(encoding="utf-8")) | {"base_model_name_or_path": base}
+    (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    names = ",".join(source["id"] for source in sources)
+    recipe = (exported.recipe or {}) | {"model": base, "data": names}
+    data = (exported.data or {}) | {"id": names, "parts": sources}
+    record.write(replace(exported, recipe=recipe, data=data), folder / "record.json")
 
 
 def stage_room(folder: Path, **settings: str) -> None:
@@ -180,15 +183,15 @@ def finish(folder: Path, readme: str, licence: dict[str, bytes]) -> None:
 def claim(target: Target, hardware: str, public: bool) -> set[str]:
     """Make the repository where it is not there; returns the files that an earlier publish put there. InputError where
     the account may have none like it, it is public already, or it holds anything else."""
-    api, kind, repo, what = HfApi(), target.kind, target.repo, target.what
-    space: dict[str, Any] = {"space_sdk": "gradio", "space_hardware": hardware} if kind == "space" else {}
+    api, what = HfApi(), target.what
+    space: dict[str, Any] = {"space_sdk": "gradio", "space_hardware": hardware} if target.kind == "space" else {}
     if space and hardware == "static":
         space = {"space_sdk": "static"}
     try:
-        hub.retry(what, partial(api.create_repo, repo, repo_type=kind, private=True, exist_ok=True, **space), WAITS)
+        target.ask(api.create_repo, private=True, exist_ok=True, **space)
     except InputError as error:
         raise InputError(f"{error}{FREE if space else ''}") from None
-    info: Any = hub.retry(what, partial(api.repo_info, repo, repo_type=kind), WAITS)
+    info = target.ask(api.repo_info)
     if not (public or info.private):
         raise InputError(f"{what} is public already; add --public, or make it private on its page first")
     if space and info.runtime and info.runtime.requested_hardware not in (None, hardware):
@@ -198,7 +201,7 @@ def claim(target: Target, hardware: str, public: bool) -> set[str]:
         if others := sorted(there - {".gitattributes", "README.md"}):
             raise InputError(f"{what} holds {others[0]}, which `iris publish` did not put there; choose another name")
         return set()
-    sums = hub.retry(what, partial(api.hf_hub_download, repo, SUMS, repo_type=kind, revision=info.sha), WAITS)
+    sums = target.ask(api.hf_hub_download, filename=SUMS, revision=info.sha)
     return there & {line.partition("  ")[2] for line in Path(sums).read_text(encoding="utf-8").splitlines()}
 
 
@@ -206,21 +209,14 @@ def upload(target: Target, earlier: set[str]) -> str:
     """Put the folder into its repository, in one commit, and take away what only an earlier publish put there. Returns
     the commit."""
     new = {path.relative_to(target.folder).as_posix() for path in target.folder.rglob("*") if path.is_file()}
-    send = partial(
-        HfApi().upload_folder,
-        repo_id=target.repo,
-        repo_type=target.kind,
-        folder_path=target.folder,
-        delete_patterns=[glob.escape(name) for name in sorted(earlier - new)],
-        commit_message="Publish with Iris",
-    )
+    gone = [glob.escape(name) for name in sorted(earlier - new)]
 
-    def work() -> str:
+    def send(repo_id: str, **options: Any) -> str:
         try:
-            return send().oid
+            return HfApi().upload_folder(repo_id=repo_id, folder_path=target.folder, **options).oid
         except (RuntimeError, TimeoutError) as error:
             if error.__cause__ is None:  # hf_xet says in words only that the line broke
                 raise hub.TransientError(f"the upload of {target.what} broke off; publish again, it goes on") from None
             raise
 
-    return hub.retry(target.what, work, WAITS)
+    return target.ask(send, delete_patterns=gone, commit_message="Publish with Iris")

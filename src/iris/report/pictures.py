@@ -32,9 +32,8 @@ def write(path: Path, groups: list[list[Scored]], check: bool = False) -> bool:
 
     panels = []  # the name of a base, and the rows of one of its tasks
     for group in groups:
-        compared = [row for one in group if one.comparison for row in one.comparison.rows if row.verdict]
         for task in TASKS:
-            if rows := [row for row in compared if row.task == task]:
+            if rows := [one.rows[task] for one in group if task in one.rows]:
                 panels.append((short(group[0].record.model["id"]), rows))
     digest = record.digest_of([[name, *map(asdict, rows)] for name, rows in panels]) if panels else None
     try:

@@ -58,9 +58,8 @@ def _scores(runs: list[Scored], brief: bool) -> str:
         if one.training:
             how = f"{(one.training.recipe or {})['method']}, {short((one.training.data or {})['id'])}"
         line = [f"{one.record.name}<br>{how}"]
-        compared = {row.task: row for row in one.comparison.rows if row.verdict} if one.comparison else {}
         for task in entries:
-            mine, row = one.record.tasks.get(task), compared.get(task)
+            mine, row = one.record.tasks.get(task), one.rows.get(task)
             if mine is None:
                 line.append("not measured")
                 continue
@@ -85,17 +84,18 @@ def _seeds(group: list[Scored]) -> list[str]:
     """What several seeds of one recipe on the same data say together."""
     alike: dict[str, dict[int, Scored]] = defaultdict(dict)
     for one in group:
-        if one.comparison and one.training and one.training.recipe:
+        if one.rows and one.training and one.training.recipe:
             data = (one.training.data or {}).get("fingerprint")
             recipe = record.digest_of([one.training.recipe | {"seed": None}, data])
             alike[recipe][one.training.recipe["seed"]] = one
     sentences = []
     for seeds in (list(each.values()) for each in alike.values() if len(each) > 1):
-        differences: dict[str, list[float]] = defaultdict(list)
-        for row in (row for one in seeds if one.comparison for row in one.comparison.rows if row.verdict):
-            differences[TASKS[row.task].title].append(row.difference)
-        measured = {task: each for task, each in differences.items() if len(each) == len(seeds)}
-        spans = [f"{t} {sum(d) / len(d):+.4f} ({min(d):+.4f} to {max(d):+.4f})" for t, d in measured.items()]
+        spans = []
+        for task in seeds[0].rows:
+            if all(task in one.rows for one in seeds):
+                found = [one.rows[task].difference for one in seeds]
+                mean = f"{sum(found) / len(found):+.4f} ({min(found):+.4f} to {max(found):+.4f})"
+                spans.append(f"{TASKS[task].title} {mean}")
         named = ", ".join(one.record.name for one in seeds)
         sentences.append(f"{len(seeds)} seeds of one recipe ({named}), mean difference and range: {'; '.join(spans)}.")
     return sentences

@@ -4,6 +4,7 @@ The page itself is plain HTML, CSS and JavaScript in assets/. Gradio carries a w
 offers `/poem` and MCP to programs.
 """
 
+import json
 import os
 import sys
 import threading
@@ -24,7 +25,7 @@ from .. import InputError, RunError
 from ..poetry.sound import line_syllables
 from ..poetry.wish import Wish, clean_theme
 from .seats import Progress, Room
-from .settings import ASSETS, foot, head, settings, voices
+from .settings import ASSETS, foot, head, open_poet
 from .sheet import markup, told
 
 try:
@@ -163,9 +164,13 @@ def page(room: Room, names: dict[str, str], foot: str) -> gr.Blocks:
 
 
 def open_room(stored: Path) -> tuple[gr.Blocks, dict[str, Any]]:
-    """The page on its poets, and the options to launch it with. stored: the file of its settings, if there is one."""
-    wanted = settings(stored)
-    poets, names = voices(wanted)
+    """The page on its poets, and the options to launch it with. stored: the JSON file of its settings, if there is one;
+    the environment goes before it. InputError or RunError if a model cannot be had or loaded."""
+    known = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
+    model, base, card = (os.environ.get(n) or known.get(n, "") for n in ("IRIS_MODEL", "IRIS_BASE", "IRIS_CARD"))
+    poets, names = {"tuned": open_poet(model)}, {"tuned": Path(model).stem or "Iris' own voice"}
+    if base:
+        poets["base"], names = open_poet(base), {"tuned": "the tuned model", "base": "its base"}
     for secret in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         os.environ.pop(secret, None)  # the model is here: nothing in this process needs it any more
     line_syllables("iris")  # reads the dictionary now: the first poem to be marked would hold up all visitors for it
@@ -183,7 +188,8 @@ def open_room(stored: Path) -> tuple[gr.Blocks, dict[str, Any]]:
         "ssr_mode": False,
         "app_kwargs": {"exception_handlers": MISFITS, "routes": [files]},
     }
-    return page(Room(poets), names, foot(wanted)), options
+    rest = ". The server keeps nothing you write; your browser remembers your last poems."
+    return page(Room(poets), names, foot(model, card, rest)), options
 
 
 def main(stored: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import platform
 import time
 from collections.abc import Generator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import InputError
@@ -18,13 +18,16 @@ from ..poetry.wish import Poem, Wish
 from .sheet import told
 
 
+@dataclass
 class Writing:
     """The poem in work: what it is, since when, how much of it stands, and what its decisions wait for."""
 
-    def __init__(self, wish: Wish, composing: Generator[Likely | Drafts | str, Any, None]) -> None:
-        self.wish, self.composing, self.started = wish, composing, time.perf_counter()
-        self.text, self.tokens = "", 0
-        self.asked: Likely | Drafts | str = ""
+    wish: Wish
+    composing: Generator[Likely | Drafts | str, Any, None]
+    started: float
+    text: str = ""
+    tokens: int = 0
+    asked: Likely | Drafts | str = ""
 
 
 now: Writing | None = None
@@ -51,7 +54,8 @@ def begin(wish: str, taught: str, count: str) -> str:
     except InputError as error:
         return json.dumps({"refused": f"{str(error)[0].upper()}{str(error)[1:]}."})
     kept = keep_form and asked.form != "free"
-    now = Writing(asked, compose(asked, json.loads(taught), json.loads(count)) if kept else pour(asked))
+    composing = compose(asked, json.loads(taught), json.loads(count)) if kept else pour(asked)
+    now = Writing(asked, composing, time.perf_counter())
     return go_on("null")
 
 

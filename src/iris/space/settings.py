@@ -1,9 +1,7 @@
-"""What the room (app.py) stands on: its settings, the models they name, and its style and words."""
+"""What the room stands on: the models that its settings name, its style, and whose model it says it is."""
 
 import base64
 import html
-import json
-import os
 from pathlib import Path
 
 from ..hub import translate_errors
@@ -11,12 +9,6 @@ from ..model import smollm2
 from ..poetry.poet import VOICE, Poet
 
 ASSETS = Path(__file__).with_name("assets")
-
-
-def settings(file: Path) -> dict[str, str]:
-    """IRIS_MODEL, IRIS_BASE and IRIS_CARD, from the environment or else the JSON `file`; "" where unset."""
-    stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    return {name: os.environ.get(name) or stored.get(name, "") for name in ("IRIS_MODEL", "IRIS_BASE", "IRIS_CARD")}
 
 
 def open_poet(name: str) -> Poet:
@@ -36,23 +28,12 @@ def open_poet(name: str) -> Poet:
     return Poet(file)
 
 
-def voices(wanted: dict[str, str]) -> tuple[dict[str, Poet], dict[str, str]]:
-    """The poets of the settings, and what the page calls them; both by `tuned` and, where there is one, `base`.
-    InputError or RunError if a model cannot be had or loaded."""
-    model, base = wanted["IRIS_MODEL"], wanted["IRIS_BASE"]
-    poets = {"tuned": open_poet(model)}
-    if base:
-        return poets | {"base": open_poet(base)}, {"tuned": "the tuned model", "base": "its base"}
-    return poets, {"tuned": Path(model).stem or "Iris' own voice"}
-
-
-def foot(wanted: dict[str, str]) -> str:
-    """The page's last line as HTML: whose model it is."""
-    card, name = wanted["IRIS_CARD"], wanted["IRIS_MODEL"]
+def foot(name: str, card: str, rest: str) -> str:
+    """The page's last line as HTML: whose model it is (a file, or as in `open_poet`), with the address of its card, and
+    the `rest` of the sentence."""
     model = html.escape(Path(name.rpartition(":")[2]).stem or "SmolLM2-135M-Instruct")
     link = f'<a href="{html.escape(card)}" rel="noopener">{model}</a>' if card else model
-    built = "Built with Llama. " if "llama" in f"{name} {card}".lower() else ""
-    return f"{built}Model: {link}. The server keeps nothing you write; your browser remembers your last poems."
+    return f"{'Built with Llama. ' * ('llama' in f'{name} {card}'.lower())}Model: {link}{rest}"
 
 
 def head() -> str:
