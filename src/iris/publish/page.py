@@ -86,8 +86,8 @@ def write_page(folder: Path, model: Path, url: str = "", card: str = "") -> None
 
 
 def write_engine(folder: Path) -> str:
-    """Write all that writes and judges into a folder in `folder`, named by what it holds: a browser that has it need not
-    ask again whether it is the newest (assets/sw.js). Returns its name."""
+    """Write all that writes and judges into a folder in `folder`, named by what it holds: a browser that has it need
+    not ask whether it is the newest (assets/sw.js). Returns its name."""
     write_engines(folder / "engine")
     write_iris(folder / "engine" / "iris.zip")
     for name in ENGINE:
