@@ -1,5 +1,5 @@
 // How tests/test_page.py has the page's own JavaScript (src/iris/space/assets) checked.
-const names = "AbortController AbortSignal Blob FormData Headers ReadableStream Response URL URLSearchParams Worker caches console "
+const names = "AbortController AbortSignal Blob FormData Headers ReadableStream Request Response URL URLSearchParams WebAssembly Worker caches console "
   + "crossOriginIsolated crypto document fetch getComputedStyle innerHeight isSecureContext localStorage location matchMedia navigator "
   + "onmessage performance postMessage self sessionStorage setInterval setTimeout";
 

@@ -279,12 +279,12 @@ def test_the_browser_judges_as_python_does(visit, site, every: int) -> None:
             poems += [(row["conversations"][1]["value"], row["form"])]
     poems = poems[::every]
     tab = visit()
-    code = """poems => new Promise((resolve) => {
-      const worker = new Worker("verse.js", { type: "module" });
+    code = """([engine, poems]) => new Promise((resolve) => {
+      const worker = new Worker(`${engine}/verse.js`, { type: "module" });
       worker.onmessage = ({ data }) => resolve(data);
       worker.postMessage(["verdicts", JSON.stringify(poems)]);
     })"""
-    found = tab.evaluate(code, poems)
+    found = tab.evaluate(code, [site.room()["engine"], poems])
     assert len(poems) > 1500 / every and found["answer"] == json.loads(
         json.dumps([asdict(judge(*each)) for each in poems])
     )

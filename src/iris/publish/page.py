@@ -25,7 +25,8 @@ from ..space.settings import ASSETS, foot
 from ..space.sheet import markup
 from .engines import write_engines, write_iris
 
-FILES = "static.js engine.js verse.js sw.js page.js leaf.js picture.js english.js OFL.txt".split()
+ENGINE = ("engine.js", "verse.js")
+FILES = "static.js sw.js page.js leaf.js picture.js english.js OFL.txt".split()
 FONTS = {"normal": "garamond.woff2", "italic": "garamond-italic.woff2"}
 PART = 16 << 20  # bytes: any static host takes files of this size, and a download that breaks off loses no more
 LIMIT = 2 << 30  # bytes that a browser holds in one file
@@ -53,8 +54,7 @@ def write_page(folder: Path, model: Path, url: str = "", card: str = "") -> None
     card: the web address of its card. InputError for a model that no browser holds."""
     if (size := model.stat().st_size) > LIMIT:
         raise InputError(f"{model.name} has {size / 1e9:.1f} GB and a browser holds 2; export a smaller --quant")
-    write_engines(folder / "engine")
-    write_iris(folder / "iris.zip")
+    engine = write_engine(folder)
     for name in (*FILES, *FONTS.values()):
         shutil.copyfile(ASSETS / name, folder / name)
     style = (ASSETS / "room.css").read_text(encoding="utf-8")
@@ -64,10 +64,26 @@ def write_page(folder: Path, model: Path, url: str = "", card: str = "") -> None
     rest = ', run here by <span id="engine">llama.cpp</span>. Nothing you write leaves your browser.'
     room = markup(ASSETS / "room.html", {"tuned": model.stem}, foot(model.name, card, rest), "in your own browser")
     hosts = f"{'/'.join(url.split('/')[:3])} https://*.hf.co" if url else ""  # the Hub keeps large files there
-    page = Template((ASSETS / "static.html").read_text(encoding="utf-8")).substitute(hosts=hosts, room=room)
+    page = Template((ASSETS / "static.html").read_text(encoding="utf-8")).substitute(
+        hosts=hosts, room=room, engine=engine
+    )
     (folder / "index.html").write_text(page, encoding="utf-8")
-    told = {"parts": cut(model, folder, url), "taught": has_plans(model), "drafts": DRAFTS, "known": known(model)}
+    told = {"engine": engine, "parts": cut(model, folder, url)}
+    told |= {"taught": has_plans(model), "drafts": DRAFTS, "known": known(model)}
     (folder / "room.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
+
+
+def write_engine(folder: Path) -> str:
+    """Write all that writes and judges into a folder in `folder`, named by what it holds: a browser that has it need
+    not ask whether it is the newest (assets/sw.js). Returns its name."""
+    write_engines(folder / "engine")
+    write_iris(folder / "engine" / "iris.zip")
+    for name in ENGINE:
+        shutil.copyfile(ASSETS / name, folder / "engine" / name)
+    digest = hashlib.sha256()
+    for file in sorted((folder / "engine").iterdir()):
+        digest.update(file.read_bytes())
+    return (folder / "engine").rename(folder / f"engine-{digest.hexdigest()[:12]}").name
 
 
 def known(model: Path) -> dict[str, dict[str, float]]:

@@ -3,7 +3,7 @@
 // A part is known by its SHA-256: it is checked as it comes, and kept by the browser under that name. So a download that
 // broke off goes on where it was, a damaged part comes again alone, and two models that share a file share its parts.
 
-import { Wllama } from "./engine/wllama.js";
+import { Wllama } from "./wllama.js";
 
 const TRIES = 3, LANES = 3;  // of a part; at a time
 const TEMPLATE = { date_string: "26 Jul 2024" };  // as in poet.py
@@ -40,7 +40,7 @@ async function fetchPart({ url, from, bytes, sha256 }, came) {
   }
 }
 
-/** The model's file while it comes, as much of a Blob as the engine asks of one: to read a Blob's slices takes longer. */
+/** The model's file while it comes, as much of a Blob as the engine asks of one. */
 class Model {
   constructor(parts) {
     this.parts = parts;
@@ -72,25 +72,16 @@ class Model {
     return Promise.all(this.parts.map(({ whole }) => whole));
   }
 
-  slice(from, to) {
-    return { arrayBuffer: async () => {
-      const read = new Uint8Array(Math.min(to, this.size) - from);
-      let start = 0;
-      for (const { bytes, whole } of this.parts) {
-        const first = Math.max(from, start), last = Math.min(from + read.length, start + bytes);
-        if (first < last) read.set((await whole).subarray(first - start, last - start), first - from);
-        start += bytes;
-      }
-      return read.buffer;
-    } };
+  slice() {
+    return new Blob();  // wllama only looks here whether it is a projector of pictures, and need not wait for that
   }
 
-  /** For browsers whose engine cannot wait for a file: the parts one after the other. */
+  /** The parts one after the other; the engine takes each away. */
   stream() {
     const parts = this.parts.values();
     return new ReadableStream({ async pull(controller) {
       const { done, value } = parts.next();
-      if (done) controller.close(); else controller.enqueue((await value.whole).slice());
+      if (done) controller.close(); else controller.enqueue(await value.whole);
     } });
   }
 }
@@ -101,10 +92,15 @@ export class Engine {
   /** The engine with a room's model. progress(sentence) is called on the way. */
   static async load({ parts, known }, progress) {
     const quiet = { debug() {}, log() {}, warn() {}, error() {} };
-    const llama = new Wllama({ default: new URL("engine/wllama.wasm", import.meta.url).href }, { logger: quiet });
+    const llama = new Wllama({ default: new URL("wllama.wasm", import.meta.url).href }, { logger: quiet });
     llama.setCompat(null);  // else an old browser would ask a CDN
+    // Where wllama finds this here, not in its worker, it asks for the file piece by piece, each copied four times. Without
+    // it the file goes into the engine's memory part by part while the engine starts, and its weights are used where they lie.
+    delete WebAssembly.Suspending;
     const model = new Model(parts), threads = crossOriginIsolated ? Math.ceil(cores()) : 1;
-    const options = { n_ctx: 1024, n_batch: 32, n_ubatch: 32, n_parallel: 2, n_threads: threads, n_gpu_layers: 0, warmup: false };
+    // WebAssembly has no SIMD code for 16-bit floats: attention over them costs a tenth of the time, and the fused one more.
+    const memory = { n_ctx: 1024, cache_type_k: "f32", cache_type_v: "f32", flash_attn: false };
+    const options = { ...memory, n_batch: 32, n_ubatch: 32, n_parallel: 2, n_threads: threads, n_gpu_layers: 0, warmup: false };
     await navigator.locks.request("iris-model", async () => {  // a second tab waits for the first, and finds it all
       const coming = model.fetch(progress);
       const loading = llama.loadModel([model], options).catch(async (error) => {

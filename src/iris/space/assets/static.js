@@ -1,18 +1,18 @@
 // The page without a server: what the Gradio room asks of its server is done in the visitor's own browser. The model
 // writes in engine.js, Iris' own Python (verse.js) decides about verse, and this carries wishes, drafts and poems.
 
-import { Engine } from "./engine.js";
 import { open } from "./page.js";
 
 const told = (error) => error.told ?? "Something went wrong here; reload the page and try again.";
 const page = document.querySelector("#page");
 const room = await (await fetch("room.json")).json();
+const { Engine } = await import(`./${room.engine}/engine.js`);
 let show = () => {}, writing = null, last = null;  // the poem in work; when the last of them has ended
 let loaded = "", failed = false;  // how far the model is; "" once it is there
 
 /** Iris' Python in a worker: each call is a message, and its answer another. */
 const verse = () => {
-  const worker = new Worker(new URL("verse.js", import.meta.url), { type: "module" }), waiting = [];
+  const worker = new Worker(new URL(`${room.engine}/verse.js`, import.meta.url), { type: "module" }), waiting = [];
   worker.onmessage = ({ data: { answer, failed } }) => {
     const { resolve, reject } = waiting.shift();
     if (failed) reject(new Error(failed)); else resolve(answer);

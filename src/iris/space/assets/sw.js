@@ -18,6 +18,12 @@ const version = (response) => response?.headers.get("ETag") ?? response?.headers
 
 const answer = async (event) => {
   const { request } = event, cache = await caches.open(KEPT), kept = await cache.match(request, { ignoreSearch: true });
+  if (kept && request.url.includes("/engine-")) {
+    // Named by what it holds, it never changes. The browser's own copy comes first: with it lies the code compiled of it,
+    // which the browser throws away as soon as it asks a host whether that copy is still good.
+    const same = await fetch(new Request(request, { cache: "only-if-cached", mode: "same-origin" })).catch(() => null);
+    return isolated(request, same?.ok ? same : kept);
+  }
   try {
     const response = await fetch(request), isNew = version(response) !== version(kept);
     if (response.status === 200 && isNew) event.waitUntil(cache.put(request, response.clone()));

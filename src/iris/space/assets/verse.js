@@ -1,10 +1,10 @@
 // What decides about verse: Iris' own Python (src/iris/poetry), as it is, run by Pyodide in a worker of its own.
 
-import { loadPyodide } from "./engine/pyodide.mjs";
+import { loadPyodide } from "./pyodide.mjs";
 
 const load = async () => {
   const iris = fetch(new URL("iris.zip", import.meta.url)).then((response) => response.arrayBuffer());
-  const python = await loadPyodide({ indexURL: new URL("engine/", import.meta.url).href });
+  const python = await loadPyodide({ indexURL: new URL(".", import.meta.url).href });
   python.unpackArchive(await iris, "zip", { extractDir: "/iris" });
   python.runPython("import sys; sys.path.insert(0, '/iris')");
   return python.pyimport("iris.space.browser");
