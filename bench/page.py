@@ -18,6 +18,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from playwright.sync_api import BrowserContext, sync_playwright
 
@@ -118,7 +119,7 @@ def main() -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url, poet = f"http://127.0.0.1:{server.server_port}", Poet(model)
         flags = ["--no-sandbox", "--disable-gpu"]
-        start = {"executable_path": "/usr/bin/chromium", "args": flags}
+        start: dict[str, Any] = {"executable_path": "/usr/bin/chromium", "args": flags}
         private = running.chromium.launch(**start)  # keeps no compiled code from visit to visit
         first_word(window := private.new_context(), url)
         unkept = first_word(window, url)

@@ -68,8 +68,9 @@ def write_page(folder: Path, model: Path, url: str = "", card: str = "") -> None
         hosts=hosts, room=room, engine=engine
     )
     (folder / "index.html").write_text(page, encoding="utf-8")
-    told = {"engine": engine, "parts": cut(model, folder, url)}
-    told |= {"taught": has_plans(model), "drafts": DRAFTS, "known": known(model)}
+    parts = cut(model, folder, url)
+    taught = has_plans(model)
+    told = {"engine": engine, "parts": parts, "taught": taught, "drafts": DRAFTS, "known": known(model)}
     (folder / "room.json").write_text(json.dumps(told) + "\n", encoding="utf-8")
 
 
