@@ -168,6 +168,8 @@ def main() -> None:
     learner, chance = Learner("smollm2", args.run / "adapter"), random.Random(args.seed)
     counts = {form: int(count) for form, count in (part.split("=") for part in args.plans.split(","))}
     forms = [form for form, count in counts.items() for _ in range(count)]
+    forms.sort(key=lambda form: form == "sonnet")  # last, to be sampled apart: they are three times as long
+    short = len(forms) - forms.count("sonnet")
     themes = sorted({row["theme"] for row in read_verses("train")})
     nears = [learner.near(themes, asked) for asked in (plan.NEAR, WORDS)]
     verses = [
@@ -194,12 +196,9 @@ def main() -> None:
                 request = chance.choice(REQUESTS).format(FORMS[form].asked, theme)
                 prompts.append(learner.prompt(plan.name_plan(request, plans[-1]), []))
             answers = []
-            for long in (False, True):  # in the order of forms: sonnets are last
-                part = [i for i, form in enumerate(forms) if (form == "sonnet") == long]
-                most = [TOKENS[forms[i]] for i in part]
-                answers += (
-                    learner.sample([prompts[i] for i in part], SAMPLES, most, learner.ends, POEMS) if part else []
-                )
+            for part in (slice(short), slice(short, None)):
+                if most := [TOKENS[form] for form in forms[part]]:
+                    answers += learner.sample(prompts[part], SAMPLES, most, learner.ends, POEMS)
 
             texts = [str(learner.tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
             each_form, each_plan = ([each for each in what for _ in range(SAMPLES)] for what in (forms, plans))

@@ -7,7 +7,7 @@ addmm: the base's product is added to the adapter's in one call, so that their s
 cudnn: attention by cuDNN's kernels instead of FlashAttention 2 (of a batch of one fixed shape: one plan).
 online: the loss's largest logit and sum of exponentials in one pass over the logits.
 tuned: inductor looks for better settings of its own kernels, which takes a minute the first time.
-rows: with precision=fp8, a scale for every row of activations and gradients instead of one for all.
+rows: with precision=fp8, a scale for every row of activations and gradients, both in e4m3, instead of one for all.
 """
 
 from __future__ import annotations

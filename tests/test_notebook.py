@@ -34,11 +34,13 @@ def test_with_a_gpu_it_is_llama_where_there_is_a_token(monkeypatch, token, model
     assert len(chosen.tasks) == 5 and chosen.trials == 12
 
 
-def test_where_checkpoints_are_kept():
+def test_where_checkpoints_are_kept_and_what_does_not_fit():
     assert notebook.choices(name="night").recipe.push_checkpoints is None
     assert notebook.choices(keep="user/kept").recipe.push_checkpoints == "user/kept"
     with pytest.raises(ModuleNotFoundError, match="google"):
         notebook.choices(keep="drive")
+    with pytest.raises(InputError, match="unknown method"):
+        notebook.choices(method="qlorra")
 
 
 def test_a_run_is_made_once_and_any_prompt_answered_by_base_and_tuned(small_model, tmp_path, capsys):

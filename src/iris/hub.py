@@ -26,7 +26,9 @@ NEEDED = ["*.json", "*.jinja", "*.model", "*.safetensors"]  # the files of a mod
 class TransientError(RunError):
     """A failure that may pass by itself; `seconds` is how long the Hub asks to wait, 0 where it does not say."""
 
-    seconds = 0
+    def __init__(self, message: str, seconds: float = 0) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 TRANSIENT = (408, 409, 412, 429)  # answers of the Hub that may be another one next time, as those from 500 on
@@ -87,26 +89,29 @@ def translate_errors(what: str) -> Iterator[None]:
     except (InputError, RunError):
         raise
     except Exception as error:
-        causes: list[BaseException] = [error]
-        while (below := causes[-1].__cause__ or causes[-1].__context__) and below not in causes:
-            causes.append(below)
-        # the Hub's own answer, however deep it lies, says more than what the clients made of it
-        for cause in sorted(causes, key=lambda each: not isinstance(each, errors.HfHubHTTPError)):
-            if isinstance(cause, errors.HfHubHTTPError):
-                raise _translate_answer(what, cause) from None
-            if isinstance(cause, errors.LocalTokenNotFoundError | httpx.LocalProtocolError):  # one that cannot be sent
-                told = f"{what} needs a good Hugging Face token; run `hf auth login` or set HF_TOKEN"
-                raise InputError(told) from None
-            if isinstance(cause, errors.OfflineModeIsEnabled):
-                told = f"the Hub cannot be reached for {what}; unset HF_HUB_OFFLINE or give a local copy"
-                raise RunError(told) from None
-            if isinstance(cause, httpx.TransportError | errors.LocalEntryNotFoundError | ConnectionError):
-                raise TransientError(f"the Hub cannot be reached for {what}; go online or give a local copy") from None
-        if isinstance(error, JSONDecodeError):
-            raise TransientError(f"the Hub's answer about {what} was broken; try again in a while") from None
-        mendable = any(isinstance(cause, FileNotFoundError | ValueError) for cause in causes)
-        told = f"{what} will not do: {readable(str(error.__cause__ or error) or repr(error))}"
-        raise (InputError if mendable else RunError)(told) from None
+        raise _translate(what, error) from None
+
+
+def _translate(what: str, error: Exception) -> InputError | RunError:
+    causes: list[BaseException] = [error]
+    while (below := causes[-1].__cause__ or causes[-1].__context__) and below not in causes:
+        causes.append(below)
+    # the Hub's own answer, however deep it lies, says more than what the clients made of it
+    for cause in sorted(causes, key=lambda each: not isinstance(each, errors.HfHubHTTPError)):
+        match cause:
+            case errors.HfHubHTTPError():
+                return _translate_answer(what, cause)
+            case errors.LocalTokenNotFoundError() | httpx.LocalProtocolError():  # a token that cannot be sent
+                return InputError(f"{what} needs a good Hugging Face token; run `hf auth login` or set HF_TOKEN")
+            case errors.OfflineModeIsEnabled():
+                return RunError(f"the Hub cannot be reached for {what}; unset HF_HUB_OFFLINE or give a local copy")
+            case httpx.TransportError() | errors.LocalEntryNotFoundError() | ConnectionError():
+                return TransientError(f"the Hub cannot be reached for {what}; go online or give a local copy")
+    if isinstance(error, JSONDecodeError):
+        return TransientError(f"the Hub's answer about {what} was broken; try again in a while")
+    mendable = any(isinstance(cause, (FileNotFoundError, ValueError)) for cause in causes)
+    kind = InputError if mendable else RunError
+    return kind(f"{what} will not do: {readable(str(error.__cause__ or error) or repr(error))}")
 
 
 def _translate_answer(what: str, error: errors.HfHubHTTPError) -> InputError | RunError:
@@ -118,9 +123,7 @@ def _translate_answer(what: str, error: errors.HfHubHTTPError) -> InputError | R
         if limit and limit.remaining == 0:
             seconds = limit.reset_in_seconds
         wait = f"{seconds} seconds" if seconds else "a few minutes"
-        failure = TransientError(f"the Hub failed on {what} ({reason}); wait {wait} and go on")
-        failure.seconds = seconds
-        return failure
+        return TransientError(f"the Hub failed on {what} ({reason}); wait {wait} and go on", seconds)
     if isinstance(error, errors.RemoteEntryNotFoundError):
         what = f"{Path(error.response.url.path).name} of {what}"
     advice = HELP.get(type(error)) or HELP.get(status, "mend that, or report it")

@@ -38,15 +38,19 @@ SAMPLING = {"do_sample": True, "temperature": 0.7, "repetition_penalty": 1.1, "m
 
 @dataclass(frozen=True)
 class Choices:
-    """What to do here: the recipe, its budget in minutes, the run's folder, that of its evaluations (where `publish`
-    looks for them), the tasks to evaluate, and the trials of a sweep. Without a GPU the last two are few."""
+    """What to do here: the recipe, its budget in minutes, the run's folder, the tasks to evaluate, and the trials of a
+    sweep. Without a GPU the last two are few."""
 
     recipe: recipe.Recipe
     minutes: float | None
     out: Path
-    results: Path
     tasks: list[str]
     trials: int
+
+    @property
+    def results(self) -> Path:
+        """Where evaluations of the run go, and where `publish` looks for them."""
+        return self.out.parent / "results"
 
 
 def choices(
@@ -83,7 +87,7 @@ def choices(
     if on_gpu and not token:
         print("no Hugging Face token here: for Llama accept its licence on the Hub and add the secret HF_TOKEN")
     tasks = list(DEFAULT) if on_gpu else ["poetry_verses"]
-    return Choices(asked, minutes or None, folder / name, folder / "results", tasks, 12 if on_gpu else 3)
+    return Choices(asked, minutes or None, folder / name, tasks, 12 if on_gpu else 3)
 
 
 def train(chosen: Choices) -> record.Record:

@@ -66,8 +66,10 @@ def folder_digest(folder: str | Path) -> str:
 
 def environment() -> dict[str, Any]:
     """Package versions, Python, platform and the git commit (with whether the tree was clean)."""
-    packages = [name for name in (*DECISIVE, *OTHERS.split()) if any(metadata.distributions(name=name))]
-    versions = {name: metadata.version(name) for name in packages}
+    versions = {}
+    for package in (*DECISIVE, *OTHERS.split()):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
     commit: dict[str, Any] | None = None
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         git = ["git", "-C", str(Path(__file__).parent), "status", "--porcelain=2", "--branch"]

@@ -16,9 +16,8 @@ import re
 import sys
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +63,8 @@ def evaluate(
     one_of(precision, PRECISIONS, "precision")
     for name in names:
         data_file(data_dir, name)
-    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor(1) as ahead:
-        # lm-eval is read while the weights are digested
-        ahead.submit(import_module, f"{__package__}.harness")
-        source = resolve_gguf(Path(model)) if model.endswith(".gguf") else resolve(model)
-        adapted = {path: check_adapter(adapter, source) if adapter else None for path, adapter in paths.items()}
+    source = resolve_gguf(Path(model)) if model.endswith(".gguf") else resolve(model)
+    adapted = {path: check_adapter(adapter, source) if adapter else None for path, adapter in paths.items()}
     device = hardware.device()
     if precision == "auto" and device == "cpu":
         precision = "fp32"  # where nothing is learned, exact scores are worth more than speed

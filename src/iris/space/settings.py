@@ -33,7 +33,8 @@ def foot(name: str, card: str, rest: str) -> str:
     the `rest` of the sentence."""
     model = html.escape(Path(name.rpartition(":")[2]).stem or "SmolLM2-135M-Instruct")
     link = f'<a href="{html.escape(card)}" rel="noopener">{model}</a>' if card else model
-    return f"{'Built with Llama. ' * ('llama' in f'{name} {card}'.lower())}Model: {link}{rest}"
+    built = "Built with Llama. " if "llama" in f"{name} {card}".lower() else ""
+    return f"{built}Model: {link}{rest}"
 
 
 def head() -> str:
