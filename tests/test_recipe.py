@@ -3,7 +3,6 @@
 import pytest
 
 from iris import InputError, recipe
-from iris.model import hardware
 
 
 def test_defaults_are_the_labs_recipe():
@@ -58,18 +57,3 @@ def test_a_base_in_8_bits_goes_with_16_bits_and_our_own_layers_alone(other):
     assert recipe.make(["precision=fp8"]).quantized and not recipe.make().quantized
     with pytest.raises(InputError, match="precision=fp8 takes lora16 or dora"):
         recipe.make(["precision=fp8", other])
-
-
-@pytest.mark.parametrize(
-    ("device", "capability", "has"), [("cpu", None, False), ("cuda", (8, 0), False), ("cuda", (8, 9), True)]
-)
-def test_a_machine_without_fp8_says_so(monkeypatch, device, capability, has):
-    monkeypatch.setattr(hardware, "device", lambda: device)
-    monkeypatch.setattr(hardware, "device_name", lambda: "this machine")
-    monkeypatch.setattr(hardware.torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(hardware, "is_ampere", lambda: device == "cuda")
-    if has:
-        assert hardware.precision("fp8") == "fp8" and hardware.precision("auto") == "bf16"
-        return
-    with pytest.raises(InputError, match="this machine has no FP8"):
-        hardware.precision("fp8")

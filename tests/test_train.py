@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from small_llama import make_model
 
 from iris import InputError, RunError, recipe, record
-from iris.model import load
+from iris.model import hardware, load
 from iris.train import checkpoints, fit, memory
 from iris.train.memory import Plan
 from iris.train.trainer import Trainer
@@ -308,3 +308,18 @@ def test_a_base_is_loaded_without_the_training_room(small_model):
     """A plain PEFT model, with SDPA: what others load to evaluate or export."""
     model = load.load(load.resolve(str(small_model)), make(small_model), "fp32")
     assert model.config._attn_implementation == "sdpa" and type(model).__name__ == "PeftModelForCausalLM"
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "has"), [("cpu", None, False), ("cuda", (8, 0), False), ("cuda", (8, 9), True)]
+)
+def test_a_machine_without_fp8_says_so(monkeypatch, device, capability, has):
+    monkeypatch.setattr(hardware, "device", lambda: device)
+    monkeypatch.setattr(hardware, "device_name", lambda: "this machine")
+    monkeypatch.setattr(hardware.torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(hardware, "is_ampere", lambda: device == "cuda")
+    if has:
+        assert hardware.precision("fp8") == "fp8" and hardware.precision("auto") == "bf16"
+        return
+    with pytest.raises(InputError, match="this machine has no FP8"):
+        hardware.precision("fp8")
