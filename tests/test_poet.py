@@ -14,7 +14,7 @@ from iris import InputError, RunError
 from iris.model import smollm2
 from iris.poetry import poet as poet_module
 from iris.poetry.forms import judge
-from iris.poetry.keep_form import Draft, Unfinished, compose
+from iris.poetry.keep_form import Draft, Ends, Unfinished, compose, weigh_ends
 from iris.poetry.plan import ASKED, Likely, nearness
 from iris.poetry.poet import FORMS, VOICE, Poet, Wish, cores
 from iris.poetry.sound import line_syllables
@@ -154,6 +154,19 @@ def test_a_poem_is_composed_without_an_engine() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_of_drafts_that_land_the_one_whose_end_words_suit_their_lines_stays() -> None:
+    lines = [["The first snowfall was so veil", "it hid the trail."], ["The snowfall was so pale", "it hid the trail."]]
+    landings = [(0, 2, -1.0, lines[0]), (0, 2, -1.2, lines[1]), (0, 1, -0.1, lines[0][:1]), (-2, 1, 0.0, ["No"])]
+    weighing = weigh_ends(landings)
+    asked = next(weighing)
+    assert asked == Ends(
+        [("The first snowfall was so", "veil"), ("it hid the", "trail"), ("The snowfall was so", "pale")]
+    )
+    with pytest.raises(StopIteration) as told:
+        weighing.send([-14.0, -4.0, -7.0])
+    assert [each[3] for each in sorted(told.value.value)] == lines
+
+
 @pytest.fixture(scope="module")
 def voice() -> Poet:
     return Poet(smollm2.gguf(), adapter=VOICE, n_parallel=8)
@@ -165,6 +178,11 @@ def test_the_voice_that_comes_with_the_clone_lands_on_its_plan(voice: Poet) -> N
         poems = [voice.recite(Wish(theme, form, seed=3)).text for theme in ("the sea", "an old coat", "bread")]
         assert sum(bool(judge(poem, form).strict) for poem in poems) >= 2, poems
     assert voice.recite(Wish("bread", "couplet", seed=3)).text == poems[-1]
+
+
+def test_end_words_are_weighed_by_the_words_before_them(voice: Poet) -> None:
+    odd, good = (voice._end(("The bread on the table is made of", word)) for word in ("veil", "rye"))
+    assert good > -6 and odd < good - 4
 
 
 def test_words_are_near_to_a_theme(voice: Poet) -> None:

@@ -1,13 +1,15 @@
 """How a poem keeps its form: out of several drafts that the engine writes in one batch.
 
-`compose` takes every decision: a generator that yields what it wants from an engine (`Likely`, `Drafts`), is sent the
-answer, and yields text which stays. poet.py drives it with llama.cpp in this process, a browser as WebAssembly.
+`compose` takes every decision: a generator that yields what it wants from an engine (`Likely`, `Drafts`, `Ends`), is
+sent the answer, and yields text which stays. poet.py drives it with llama.cpp in this process, browser.py as
+WebAssembly.
 
 A plan (plan.py) gives each line the word to end in. A model that was taught to is told the plan and lands on it, in
 drafts of whole stanzas (a sonnet's quatrains and its couplet, each by itself, so that no prompt is long); of the draft
 that keeps the form for most lines these stay. Any other model is only leaned towards words that rhyme, line by line. A
-line may be cut where it lands. Of drafts that do as well the likeliest stays. Where none has a line without a fault,
-more are written, warmer, then under another plan, then the line before is taken back.
+line may be cut where it lands. Of drafts that do as well the likeliest stays, its end words counted by how well they
+follow the words of their lines. Where none has a line without a fault, more are written, warmer, then under another
+plan, then the line before is taken back.
 """
 
 import random
@@ -28,6 +30,7 @@ FEWEST, LINES = 4, 12  # drafts of a first batch: at least so many, and so many 
 ROUNDS = 4  # of drafts for one line, before the one before it is taken back
 PATIENCE = 16  # tokens that drafts may have for each that the form may need
 CUT = 0.4  # nats a token that a line must be likelier by if it was cut
+END = 0.5  # of the likelihood of end words beside the mean of all that a draft was told to write
 BIAS = 3.0  # logits in favour of words that rhyme, for a model that was not taught; two more with every new try
 _PLAIN = re.compile(r"[A-Za-z0-9 ,.;:!?'\"‘’“”()—–-]+")
 
@@ -53,6 +56,14 @@ class Drafts:
     settled: Callable[[str], int | None] = lambda text: None
 
 
+@dataclass(frozen=True)
+class Ends:
+    """Wants to know how likely each end word is after the words of its line (`lines`: both), whatever the model was
+    asked: a list of log-likelihoods."""
+
+    lines: Sequence[tuple[str, str]]
+
+
 @dataclass
 class Draft:
     """What is being tried for a poem's next lines and may yet be thrown away: a visitor sees it in grey. `ended`: None
@@ -70,9 +81,9 @@ class Draft:
         return sum(value for value, _ in told) / max(1, sum(count for _, count in told))
 
 
-def compose(wish: Wish, taught: bool, count: int = DRAFTS) -> Generator[Likely | Drafts | str, Any, None]:
+def compose(wish: Wish, taught: bool, count: int = DRAFTS) -> Generator[Likely | Drafts | Ends | str, Any, None]:
     """A poem in the wish's form, which has lines. Yields text that stays (send None), or what it wants to know: a
-    Likely (send {word: log-likelihood}) or Drafts (send a list of Draft, of which `count` at most are asked for).
+    Likely (send {word: log-likelihood}), Ends, or Drafts (send a list of Draft, `count` of them at most).
     taught: whether the model was taught to land on end words that are named. The same answers make the same poem."""
     form = FORMS[wish.form]
     assert form.lines, "free verse has no form to keep"
@@ -106,7 +117,10 @@ def compose(wish: Wish, taught: bool, count: int = DRAFTS) -> Generator[Likely |
         )
         drafts = yield asked
         spent += asked.count * asked.max_tokens
-        nearest = max(nearest, *(poem.landing(draft) for draft in drafts))
+        landings = [poem.landing(draft) for draft in drafts]
+        if taught:
+            landings = yield from weigh_ends(landings)
+        nearest = max(nearest, *landings)
         rounds += 1
         ends = [last_word(line) for line in lines]
         if nearest[0] == 0 or spent > PATIENCE * form.tokens or rounds == 2 * ROUNDS:
@@ -128,6 +142,21 @@ def compose(wish: Wish, taught: bool, count: int = DRAFTS) -> Generator[Likely |
             plan = choose(wish.form, near, chance, begun=ends) or plan
     if lines[given:]:  # else a line was taken back, or none was found
         yield "".join(line + "\n" for line in lines[given:])
+
+
+def weigh_ends(landings: list[Landing]) -> Generator[Ends, list[float], list[Landing]]:
+    """Of landings that keep the form for as many lines as any, how likely they are by their end words as well: told
+    where to land a model does so at any price ("the first snowfall was so veil"). Others are left out."""
+    best = max(landings)[:2]
+    rivals = [landing for landing in landings if landing[:2] == best]
+    if best[0] < 0 or len(rivals) == 1:
+        return rivals
+    ends = {line: (line.rpartition(" ")[0], last_word(line)) for *_, lines in rivals for line in lines}
+    likely = dict(zip(ends, (yield Ends(list(ends.values()))), strict=True))
+    return [
+        (faults, count, draft + END * sum(likely[line] for line in lines) / count, lines)
+        for faults, count, draft, lines in rivals
+    ]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from .verses import read_verses
 ASKED = "End the lines with:"
 NEAR = "Think of {theme}: the"  # what comes next, a thing, is near to the theme
 NEUTRAL = ("something", "a thing", "life", "somebody", "a day")  # themes that say what a word's likelihood is anyway
+COMMON = 0.25  # with 0.5 the words are rarer, and a line is led to them less naturally
 UNLIKELY = -14.0  # log-likelihood of a word that is not among the likely ones
 
 
@@ -31,8 +32,8 @@ class Likely:
 
 
 def nearness(theme: str) -> Generator[Likely, Mapping[str, float], dict[str, float]]:
-    """How near the end words are to a theme (cleaned): their log-likelihood under it beyond half of what it is anyway.
-    Words that are no single token, or far from likely, are not in it."""
+    """How near the end words are to a theme (cleaned): their log-likelihood under it beyond COMMON of what it is
+    anyway. Words that are no single token, or far from likely, are not in it."""
     usual: dict[str, float] = defaultdict(float)
     known = []
     for each in NEUTRAL:
@@ -40,7 +41,7 @@ def nearness(theme: str) -> Generator[Likely, Mapping[str, float], dict[str, flo
     for word in set().union(*known).intersection(end_words()):
         usual[word] = sum(each.get(word, UNLIKELY) for each in known) / len(known)
     likely = yield Likely(NEAR.format(theme=theme))
-    return {word: likely[word] - 0.5 * usual.get(word, UNLIKELY) for word in end_words() if word in likely}
+    return {word: likely[word] - COMMON * usual.get(word, UNLIKELY) for word in end_words() if word in likely}
 
 
 def name_plan(request: str, words: list[str]) -> str:

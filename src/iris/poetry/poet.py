@@ -13,6 +13,7 @@ import struct
 import threading
 import time
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 from .. import InputError, RunError
 from .forms import FORMS
-from .keep_form import DRAFTS, Draft, Drafts, compose
+from .keep_form import DRAFTS, Draft, Drafts, Ends, compose
 from .plan import Likely
 from .wish import Poem, Wish
 
@@ -106,7 +107,7 @@ class Poet:
         self.likely = lru_cache(maxsize=32)(self._next_words)
         self.plans = has_plans(Path(adapter or gguf))
         self._most = n_parallel
-        self._free = threading.Semaphore(n_parallel)
+        self._free, self._threads = threading.Semaphore(n_parallel), ThreadPoolExecutor(n_parallel)
 
     def stream(
         self, wish: Wish, *, max_tokens: int | None = None, left: threading.Event | None = None
@@ -145,6 +146,8 @@ class Poet:
                 yield asked
             elif isinstance(asked, Likely):
                 answer = self.likely(asked.prompt)
+            elif isinstance(asked, Ends):
+                answer = list(self._threads.map(self._end, asked.lines))
             else:
                 with closing(self._write(asked, left)) as growing:
                     for answer in growing:
@@ -159,6 +162,15 @@ class Poet:
             answer = self._server.handle_completions(body)
         top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"] if "choices" in answer else ()
         return {token["token"][1:]: token["logprob"] for token in top if token["token"].startswith(" ")}
+
+    def _end(self, line: tuple[str, str]) -> float:
+        """Of the answer to an Ends one line's: of a word of several tokens the first counts."""
+        before, word = line
+        # leaned towards far enough that it comes; what the engine tells is how likely it was before that
+        body = {"prompt": before, "n_predict": 1, "n_probs": 1, "temperature": 0.0, "cache_prompt": False}
+        with self._slots(1):
+            answer = self._server.handle_completions(body | {"logit_bias": [[f" {word}", 100.0]]})
+        return answer["choices"][0]["logprobs"]["content"][0]["logprob"] if "choices" in answer else 0.0
 
     @contextmanager
     def _slots(self, count: int) -> Iterator[None]:

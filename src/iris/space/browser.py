@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import InputError
 from ..poetry.forms import FORMS, judge
-from ..poetry.keep_form import Draft, Drafts, compose
+from ..poetry.keep_form import Draft, Drafts, Ends, compose
 from ..poetry.plan import Likely, end_words
 from ..poetry.wish import Poem, Wish
 from .sheet import told
@@ -23,11 +23,11 @@ class Writing:
     """The poem in work: what it is, since when, how much of it stands, and what its decisions wait for."""
 
     wish: Wish
-    composing: Generator[Likely | Drafts | str, Any, None]
+    composing: Generator[Likely | Drafts | Ends | str, Any, None]
     started: float
     text: str = ""
     tokens: int = 0
-    asked: Likely | Drafts | str = ""
+    asked: Likely | Drafts | Ends | str = ""
 
 
 now: Writing | None = None
@@ -76,6 +76,8 @@ def go_on(answer: str) -> str:
         now.tokens += sum(draft.tokens for draft in value)
     try:
         now.asked = now.composing.send(value)
+        while isinstance(now.asked, Ends):  # each would take a browser as long as eight tokens
+            now.asked = now.composing.send([0.0] * len(now.asked.lines))
     except StopIteration:
         return json.dumps({"poem": told(Poem.of(now.text, now.wish.form, True, now.tokens, now.started))})
     if isinstance(now.asked, str):
