@@ -83,11 +83,12 @@ def server(monkeypatch, tmp_path):
     time: `slept` lists the seconds."""
     import datasets
     import huggingface_hub
-    from hub_server import HubServer
+    from hub_server import TOKEN, HubServer
     from huggingface_hub import constants
 
     with HubServer() as server:
-        for key, value in server.env.items():
+        env = {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
+        for key, value in env.items():
             monkeypatch.setenv(key, value)
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         for name, value in {
