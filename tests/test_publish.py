@@ -54,7 +54,7 @@ def make_export(folder: Path, base: str = smollm2.ID, seed: int = 0, vocabulary:
     result = record.Record(
         kind="export",
         name="poet",
-        model={"id": base, "revision": None, "digest": "0" * 16},
+        model={"id": base, "revision": smollm2.REVISION if base == smollm2.ID else None, "digest": "0"},
         status="finished",
         adapter={"path": "adapter", "digest": record.folder_digest(folder / "adapter"), "method": "dora"},
         recipe={"method": "dora", "r": 16, "data": "/home/somebody/verses.jsonl", "target_modules": ["q_proj"]},
