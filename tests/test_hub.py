@@ -74,8 +74,6 @@ def test_a_file_that_the_hub_fails_to_deliver_is_not_missing(server, smollm2, fa
     assert told.init_kwargs.keys() == template.load_tokenizer(str(smollm2)).init_kwargs.keys()
 
 
-# Refusals: InputError, asked once
-
 REFUSALS = {  # what the Hub says, and what helps
     "gated": "(403: Access to this repo is restricted.); it is gated: accept its terms on its page",
     "missing": "(404: Repository not found); check the name",
@@ -86,12 +84,11 @@ REFUSALS = {  # what the Hub says, and what helps
 
 
 @pytest.mark.parametrize("fault", REFUSALS)
-@pytest.mark.parametrize("kind", ["model", "dataset"])
-def test_refusals_are_not_asked_again(server, kind, fault):
-    server.add_repo(kind, "user/name", {"config.json": LLAMA_CONFIG})
+@pytest.mark.parametrize("ask", [load.resolve, rows.load])
+def test_refusals_are_not_asked_again(server, ask, fault):
     server.fail("/api/(models|datasets)", fault, times=ALWAYS)
     with pytest.raises(InputError) as caught:
-        load.resolve("user/name") if kind == "model" else rows.load("user/name")
+        ask("user/name")
     assert REFUSALS[fault] in sentence(caught.value)
     assert server.count("GET /api/(models|datasets)") == 1 and not server.slept
 
@@ -142,9 +139,6 @@ def test_a_home_that_cannot_be_written(monkeypatch):
     with pytest.raises(InputError, match="nothing can be written to /dev/null/iris; set IRIS_HOME") as caught:
         smollm2.folder()
     sentence(caught.value)
-
-
-# Failures that pass: RunError after a few tries
 
 
 @pytest.mark.parametrize("fault", [429, 500, 502, 503, 504, "drop", "cut", "broken"])
@@ -207,9 +201,6 @@ def test_no_network(server, monkeypatch):
     assert not server.slept
 
 
-# Checkpoints on the Hub
-
-
 @pytest.fixture
 def run_folder(tmp_path):
     """A run with a record and sealed checkpoints, as training leaves them."""
@@ -235,28 +226,7 @@ def save(keeper: checkpoints.Keeper, step: int) -> None:
 
 
 def test_checkpoints_are_kept_and_fetched(server, run_folder, capsys):
-    keeper = checkpoints.Keeper("user/kept", run_folder)
-    server.chaos(0.2, seed=1)
-    for step in (10, 20, 30):
-        began = time.monotonic()
-        save(keeper, step)
-        assert time.monotonic() - began < 0.5
-        keeper.wait(60)
-    assert pushed(server) == {"night", "night/checkpoint-30"} and server.repos["model", "user/kept"].private
-    assert "not pushed" not in capsys.readouterr().out and server.leaks == 0
-
-    elsewhere = run_folder.parent / "another machine" / "night"
-    elsewhere.mkdir(parents=True)
-    checkpoints.Keeper("user/kept", elsewhere).fetch()
-    assert sorted(path.name for path in elsewhere.iterdir()) == ["checkpoint-30", "record.json"]
-    assert checkpoints.last(elsewhere) == elsewhere / "checkpoint-30"
-    other = run_folder.parent / "other"
-    other.mkdir()
-    checkpoints.Keeper("user/kept", other).fetch()
-    assert not list(other.iterdir())
-
-
-def test_a_push_that_fails_is_told_and_the_next_one_works(server, run_folder, capsys):
+    """A push that fails is told, and the next ones work, on a Hub with hiccups."""
     keeper = checkpoints.Keeper("user/kept", run_folder)
     server.fail("/api/models/user/kept", 403)
     save(keeper, 10)
@@ -264,9 +234,22 @@ def test_a_push_that_fails_is_told_and_the_next_one_works(server, run_folder, ca
     told = capsys.readouterr().out.strip()
     assert "checkpoint-10 was not pushed to user/kept" in told and "403" in told
     assert "\n" not in told and TOKEN not in told
-    save(keeper, 20)
-    keeper.wait(60)
-    assert pushed(server) == {"night", "night/checkpoint-20"}
+    server.chaos(0.2, seed=1)
+    for step in (20, 30):
+        began = time.monotonic()
+        save(keeper, step)
+        assert time.monotonic() - began < 0.5
+        keeper.wait(60)
+        assert pushed(server) == {"night", f"night/checkpoint-{step}"}
+    assert server.repos["model", "user/kept"].private
+    assert "not pushed" not in capsys.readouterr().out and server.leaks == 0
+
+    elsewhere, other = run_folder.parent / "another machine" / "night", run_folder.parent / "other"
+    for folder in (elsewhere, other):
+        folder.mkdir(parents=True)
+        checkpoints.Keeper("user/kept", folder).fetch()
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["checkpoint-30", "record.json"]
+    assert checkpoints.last(elsewhere) == elsewhere / "checkpoint-30" and not list(other.iterdir())
 
 
 def test_a_slow_hub_holds_nothing_up(server, run_folder, capsys):
