@@ -69,22 +69,16 @@ def exported(tmp_path):
     return make_export(tmp_path / "export")
 
 
-def evaluation(results: Path, name: str, adapter: str | None, value: float) -> None:
-    """A record of two tasks with their items."""
-    noise = random.Random(name)
-    drawn = [{"value": [float(noise.random() < value) for _ in range(200)]} for _ in range(2)]
-    tasks = {"hellaswag": ("acc_norm", True, drawn[0]), "poetry_form": ("keeps", True, drawn[1])}
-    tuned = {"path": "/home/somebody/a", "digest": adapter, "method": "dora"} if adapter else None
-    evaluations.write(results / f"{name}.json", tasks, model={"id": smollm2.ID}, adapter=tuned)
-
-
 @pytest.fixture
 def results(tmp_path, exported):
-    """The base, this adapter and another one, all measured alike."""
-    folder = tmp_path / "results"
-    evaluation(folder, "base", None, 0.3)
-    evaluation(folder, "mine", record.folder_digest(exported / "adapter"), 0.6)
-    evaluation(folder, "other", "f" * 16, 0.9)
+    """Records of two tasks, with their items: of the base, this adapter and another one."""
+    folder, noise = tmp_path / "results", random.Random(0)
+    mine = record.folder_digest(exported / "adapter")
+    for name, adapter, share in (("base", None, 0.3), ("mine", mine, 0.6), ("other", "f" * 16, 0.9)):
+        drawn = [{"value": [float(noise.random() < share) for _ in range(200)]} for _ in range(2)]
+        tasks = {"hellaswag": ("acc_norm", True, drawn[0]), "poetry_form": ("keeps", True, drawn[1])}
+        tuned = {"path": "/home/somebody/a", "digest": adapter, "method": "dora"} if adapter else None
+        evaluations.write(folder / f"{name}.json", tasks, model={"id": smollm2.ID}, adapter=tuned)
     return folder
 
 
@@ -299,12 +293,11 @@ os._exit(0)
 
 
 def test_what_cannot_be_published_is_told_first(server, exported, tmp_path, monkeypatch):
-    refused(InputError, "not of the form USER/NAME", publish.publish, exported, "poet")
-    refused(InputError, "not of the form USER/NAME", publish.publish, exported, REPO, "room")
     options = {"dry_run": tmp_path / "dry"}
-    for name in ("me/a--b", "me/a..b", "me/.hid", "me/x.git", "me/" + 97 * "a", "me/a/b", "mé/a"):
-        for words in ((name,), (REPO, name)):
-            refused(InputError, "the name .* will not do: .*[Rr]epo.id", publish.publish, exported, *words, **options)
+    for words in (("poet",), (REPO, "room")):
+        refused(InputError, "not of the form USER/NAME", publish.publish, exported, *words, **options)
+    for words in (("me/a--b",), ("me/a/b",), (REPO, "mé/a")):
+        refused(InputError, "the name .* will not do: .*[Rr]epo.id", publish.publish, exported, *words, **options)
     refused(InputError, "unknown hardware 'gpu'; known: static", publish.publish, exported, REPO, hardware="gpu")
     (exported / "stray.txt").write_text(TOKEN)  # not listed, so never pushed
     publish.publish(exported, REPO, results=tmp_path, **options)
@@ -316,9 +309,6 @@ def test_what_cannot_be_published_is_told_first(server, exported, tmp_path, monk
     (exported / "Modelfile").write_text("FROM ./another\n")
     refused(RunError, "missing or damaged", publish.publish, exported, REPO)
     assert not server.requests
-
-
-# Licences
 
 
 OLD = META.replace("3.2", "3.1")
@@ -350,15 +340,12 @@ def test_the_licence_travels_along(tmp_path, base, vocabulary, text, found):
 
 
 def test_the_own_licence_is_found_or_its_absence_told(tmp_path, monkeypatch):
-    """An old egg-info names no licence; without any metadata the clone has it; with neither nothing empty goes out."""
-    text = (ROOT / "LICENSE").read_bytes()
+    """An old egg-info names no licence, so that of the clone is taken; with neither nothing empty goes out."""
     old = tmp_path / "iris_poetry_lab.egg-info"
     old.mkdir()
     (old / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: iris-poetry-lab\nVersion: 0\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert card.own_licence() == text
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    assert card.own_licence() == text
+    assert card.own_licence() == (ROOT / "LICENSE").read_bytes()
     monkeypatch.setattr(card, "__file__", str(tmp_path / "site-packages" / "iris" / "publish" / "card.py"))
     refused(RunError, "licence of Iris is missing", card.own_licence)
 
@@ -377,9 +364,6 @@ def test_a_llama(tmp_path, results):
         assert loaded.data.license == "llama3.2" and "Built with Llama" in loaded.text
         assert "llama3_2/use-policy" in loaded.text
     assert json.loads((tmp_path / "dry" / "space" / "room.json").read_text())["IRIS_BASE"] == ""
-
-
-# Repositories that are there, and those that the account may not have
 
 
 def test_a_second_publish_changes_only_what_changed(server, exported, results):
@@ -429,9 +413,6 @@ def test_a_space_that_the_account_may_have(server, exported, capsys):
     capsys.readouterr()
     assert_whole(server, push(exported))
     assert "stays on cpu-basic" in capsys.readouterr().out
-
-
-# Failures
 
 
 @pytest.mark.parametrize(
