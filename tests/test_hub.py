@@ -127,7 +127,7 @@ def test_a_token_is_never_told(server, monkeypatch):
     assert "hf_with" not in str(caught.value)
 
     def fails() -> None:
-        raise RuntimeError(f"header Authorization: Bearer {TOKEN} was refused\nmore")
+        raise RuntimeError(f"header Authorization: Bearer {TOKEN} was refused for {TOKEN}\nmore")
 
     with pytest.raises(RunError) as failed:
         hub.retry("the model user/name", fails)

@@ -439,6 +439,7 @@ def test_a_silent_hub_is_given_up(server, exported, monkeypatch):
     monkeypatch.setattr(hub, "TIMEOUT", 0.2)
     server.fail("/commit/|PUT", "slow", times=3, seconds=1)
     assert_whole(server, push(exported))
+    assert server.slept  # a new try, not the late answer
 
 
 @pytest.mark.parametrize(("pattern", "count"), [("PUT /lfs/", 2), ("spaces/.*/commit/", 1)])
