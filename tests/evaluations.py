@@ -14,7 +14,7 @@ def write(path, tasks, kind="evaluation", versions=VERSIONS, model=None, **chang
     of_record = {key: changes.pop(key) for key in ("status", "settings", "adapter") if key in changes}
     base = {"id": "a", "revision": None, "digest": "0"} | (model or {})
     made = record.Record(kind, path.stem, base, **{"status": "finished", "settings": SETTINGS} | of_record)
-    made.environment["packages"] = dict(versions)
+    made.environment = {"packages": dict(versions), "device": "NVIDIA H100"}
     items = {}
     for task, (metric, higher, columns, *more) in tasks.items():
         items[task] = {"id": [str(i) for i in range(len(columns["value"]))], **columns}

@@ -12,7 +12,6 @@ Large files (LFS) are served by redirect from another host name, as the Hub does
 from __future__ import annotations
 
 import base64
-import fnmatch
 import hashlib
 import json
 import math
@@ -24,14 +23,12 @@ import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
-
-import yaml
+from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_StandInTokenThatIsValid0000000000"  # of the user "user", who may read and write everything
-LARGE = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.parquet", "*.gguf", "*.gz")
+LARGE = (".safetensors", ".gguf", ".pt")
 API = re.compile(r"/api/(model|dataset|space)s/([^/]+/[^/]+)(?:/([a-z-]+)(?:/([^/]+)(?:/(.+))?)?)?$")
-RESOLVE = re.compile(r"/(?:(dataset|space)s/)?([^/]+/[^/]+)/(?:resolve|raw)/([^/]+)/(.+)$")
+RESOLVE = re.compile(r"/(?:(dataset|space)s/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)$")
 BATCH = re.compile(r"/(?:(dataset|space)s/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch$")
 FAULTS: dict[str, tuple[int, dict[str, str]]] = {
     "gated": (403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this repo is restricted."}),
@@ -52,7 +49,6 @@ class Repo:
     hardware: str | None = None
     history: list[tuple[str, dict[str, bytes], str]] = field(default_factory=list)
     refs: dict[str, str] = field(default_factory=dict)  # tags
-    granted: set[str] = field(default_factory=set)  # tokens that may read it though it is gated
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -89,8 +85,7 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.repos: dict[tuple[str, str], Repo] = {}
-        self.tokens = {TOKEN: "user"}
-        self.pro = False  # whether the user pays
+        self.forbids: dict[str, tuple[int, str]] = {}  # by kind: the answer where a repository is to be made
         self.large: dict[str, bytes] = {}  # by SHA-256
         self.chunks: list[bytes] = []  # of large files that came by hf_xet
         self.requests: list[tuple[str, str, int]] = []
@@ -111,11 +106,6 @@ class HubServer(ThreadingHTTPServer):
 
     def handle_error(self, *_: object) -> None:
         """A client that goes away in the middle is no news."""
-
-    @property
-    def env(self) -> dict[str, str]:
-        """What a subprocess needs to take this for the Hub."""
-        return {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
 
     def add_repo(self, kind: str, repo_id: str, files: dict[str, bytes], **options: bool) -> Repo:
         """A repository of the kind model, dataset or space with one commit; options: private, gated."""
@@ -156,30 +146,23 @@ class HubServer(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: HubServer
     cut = False
 
     def log_message(self, *_: object) -> None:
         pass
 
-    def setup(self) -> None:
-        super().setup()
-        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
-
     def do_any(self) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        split = urlsplit(self.path)
-        self.route, self.query = unquote(split.path), parse_qs(split.query)
-        self.raw_route = split.path
+        self.route = unquote(urlsplit(self.path).path)
         self.cut = False
         fault = self.server.fault_for(f"{self.command} {self.route}")
         if fault and fault.status == "slow":
             self.server.stopping.wait(fault.seconds)
         elif fault and fault.status == "drop":
             self.server.requests.append((self.command, self.route, 0))
-            self.connection.shutdown(socket.SHUT_RDWR)
-            self.close_connection = True
-            return
+            return self.hang_up()
         elif fault and fault.status == "broken":
             return self.send(200, b'{"_id": "1", "id": "user/na', {"Content-Type": "application/json"})
         elif fault and fault.status == "cut":
@@ -190,7 +173,7 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.answer()
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_any
+    do_GET = do_HEAD = do_POST = do_PUT = do_any
 
     def send(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
         self.server.requests.append((self.command, self.route, status))
@@ -203,16 +186,17 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.wfile.write(body[: len(body) // 2] if self.cut else body)
         if self.cut:
-            self.wfile.flush()
-            self.connection.shutdown(socket.SHUT_RDWR)
-            self.close_connection = True
+            self.hang_up()
+
+    def hang_up(self) -> None:
+        self.connection.shutdown(socket.SHUT_RDWR)
+        self.close_connection = True
 
     def json(self, value: Any, status: int = 200) -> None:
         self.send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-    def refuse(self, status: int, message: str, code: str = "", **headers: str) -> None:
-        known = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {}) | headers
-        self.send(status, json.dumps({"error": message}).encode(), {"Content-Type": "application/json", **known})
+    def refuse(self, status: int, message: str, code: str = "") -> None:
+        self.send(status, b"{}", {"X-Error-Message": message, "X-Error-Code": code})
 
     def answer(self) -> None:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -222,115 +206,85 @@ class Handler(BaseHTTPRequestHandler):
             return self.large_file(self.route.removeprefix("/lfs/"))
         if self.route.startswith(("/v1/", "/v2/")):
             return self.chunk_storage()
-        if token and token not in hub.tokens:
+        if token not in ("", TOKEN):
             return self.refuse(401, "Invalid credentials in Authorization header")
-        self.user = hub.tokens.get(token)
-        self.token = token
+        self.user = "user" if token else None
         if self.route == "/api/validate-yaml":
-            return self.validate(json.loads(self.body)["content"])
+            return self.json({})
         if self.route == "/api/repos/create":
             return self.create(json.loads(self.body))
-        if self.route == "/lfs-verify":
-            known = hub.large.get(json.loads(self.body)["oid"])
-            return self.json({}) if known is not None else self.refuse(404, "Object not found")
         if match := RESOLVE.match(self.route):
             if repo := self.repo(match[1] or "model", match[2]):
                 self.resolve(repo, match[3], match[4])
         elif match := BATCH.match(self.route):
             if repo := self.repo(match[1] or "model", match[2], write=True):
                 self.lfs_batch()
-        elif match := API.match(self.raw_route):
-            kind, repo_id, verb, revision, rest = (unquote(part) if part else "" for part in match.groups())
+        elif match := API.match(self.route):
+            kind, repo_id, verb, revision, rest = match.groups("")
             if repo := self.repo(kind, repo_id, write=self.command != "GET"):
                 self.api(repo, verb, revision or "main", rest)
         else:
             self.refuse(404, "Not Found")
-
-    def validate(self, card: str) -> None:
-        """The Hub's own check of a card's metadata, as far as data sets go."""
-        names = yaml.safe_load(card.split("---\n")[1]).get("datasets") or []
-        wrong = [name for name in names if not re.fullmatch(r"[\w-]+(/[\w.-]+)?", name)]
-        told = [{"message": f'"datasets" with value "{name}" is not valid'} for name in wrong]
-        self.json({"errors": told, "warnings": []}, 400 if wrong else 200)
 
     def repo(self, kind: str, repo_id: str, write: bool = False) -> Repo | None:
         """The repository if it is there and this user may; else the refusal is sent."""
         repo = self.server.repos.get((kind, repo_id))
         if repo is None or ((repo.private or write) and not self.user):
             self.refuse(404 if self.user else 401, "Repository not found", "RepoNotFound")
-        elif repo.gated and self.token not in repo.granted and not self.route.startswith("/api/"):
+        elif repo.gated and not self.route.startswith("/api/"):
             self.refuse(403 if self.user else 401, f"Access to {kind} {repo_id} is restricted.", "GatedRepo")
         else:
             return repo
         return None
 
     def create(self, asked: dict[str, Any]) -> None:
-        owner = asked.get("organization") or self.user
+        kind, owner = asked.get("type", "model"), asked["organization"]
         if owner != self.user:
-            return self.refuse(403, f"You don't have the rights to create a {asked.get('type')} under {owner!r}")
-        key = (asked.get("type") or "model", f"{owner}/{asked['name']}")
-        url = f"{self.server.url}/{'' if key[0] == 'model' else key[0] + 's/'}{key[1]}"
+            return self.refuse(403, f"You don't have the rights to create a {kind} under {owner!r}")
+        key = (kind, f"{owner}/{asked['name']}")
+        url = f"{self.server.url}/{'' if kind == 'model' else kind + 's/'}{key[1]}"
         if key in self.server.repos:
             return self.json({"error": "You already created this repo", "url": url}, 409)
-        hardware = asked.get("hardware", "cpu-basic") if key[0] == "space" else None
-        if hardware and asked.get("sdk") != "static" and not self.server.pro:
-            if hardware != "zero-a10g":
-                return self.refuse(402, "Creating a Gradio or Docker Space requires a PRO subscription")
-            if sum(repo.hardware == hardware for repo in self.server.repos.values()) == 2:
-                return self.refuse(403, "You have reached the limit of 2 ZeroGPU Spaces")
-        private = bool(asked.get("private")) or asked.get("visibility") == "private"
-        repo = self.server.add_repo(*key, {".gitattributes": b""}, private=private)
-        repo.sdk, repo.hardware = asked.get("sdk"), hardware
+        if kind in self.server.forbids:
+            return self.refuse(*self.server.forbids[kind])
+        repo = self.server.add_repo(*key, {".gitattributes": b""}, private=asked.get("visibility") == "private")
+        repo.sdk, repo.hardware = asked.get("sdk"), asked.get("hardware")
         self.json({"url": url, "name": key[1], "id": "1"})
 
     def api(self, repo: Repo, verb: str, revision: str, rest: str) -> None:
-        if verb == "tag":
-            name = json.loads(self.body)["tag"]
-            if name in repo.refs:
-                return self.refuse(409, "Tag reference exists already")
-            repo.refs[name] = repo.at(revision)[0]
-            return self.json({})
-        if verb == "settings":
-            repo.private = json.loads(self.body).get("visibility") == "private"
-            return self.json({})
         sha, files = repo.at(revision)
-        if verb in ("", "revision"):
-            siblings = [{"rfilename": path} | self.sizes(path, files[path]) for path in sorted(files)]
-            told = {"_id": "1", "id": repo.id, "sha": sha, "private": repo.private, "disabled": False, "tags": []}
-            told |= {"gated": "auto" if repo.gated else False, "siblings": siblings, "cardData": {}, "sdk": repo.sdk}
-            if repo.hardware:
-                told["runtime"] = {"stage": "RUNNING", "hardware": {"requested": repo.hardware}}
-            self.json(told)
-        elif verb == "tree":
-            under = rest.strip("/") + "/" if rest else ""
-            if under and not any(path.startswith(under) for path in files):
-                return self.refuse(404, f"{rest} does not exist on {revision}", "EntryNotFound")
-            recursive = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
-            self.json(tree(files, under, recursive))
-        elif verb == "preupload":
-            self.json({"files": [self.mode(file["path"], files) for file in json.loads(self.body)["files"]]})
-        elif verb == "commit":
-            self.commit(repo, files)
-        elif verb == "xet-write-token":
-            self.json({"casUrl": self.server.url, "accessToken": "of the storage", "exp": int(time.time()) + 3600})
-        else:
-            self.refuse(404, "Not Found")
-
-    def sizes(self, path: str, content: bytes) -> dict[str, Any]:
-        entry = {key: value for key, value in described(path, content).items() if key in ("size", "lfs")}
-        return entry | {"blobId": described(path, content)["oid"]} if "blobs" in self.query else {}
-
-    @staticmethod
-    def mode(path: str, files: dict[str, bytes]) -> dict[str, Any]:
-        large = is_large(path)
-        known = described(path, files[path]) if path in files else {}
-        oid = known["lfs"]["oid"] if known and large else known.get("oid")
-        return {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": oid}
+        asked = json.loads(self.body) if verb in ("tag", "settings", "preupload") else {}
+        match verb:
+            case "" | "revision":
+                siblings = [{"rfilename": path} for path in sorted(files)]
+                told = {"id": repo.id, "sha": sha, "private": repo.private, "siblings": siblings, "tags": []}
+                if repo.hardware:
+                    told["runtime"] = {"stage": "RUNNING", "hardware": {"requested": repo.hardware}}
+                self.json(told)
+            case "tree":
+                under = rest.strip("/") + "/" if rest else ""
+                if under and not any(path.startswith(under) for path in files):
+                    return self.refuse(404, f"{rest} does not exist on {revision}", "EntryNotFound")
+                self.json([described(path, content) for path, content in files.items() if path.startswith(under)])
+            case "preupload":
+                self.json({"files": [upload_of(file["path"], files) for file in asked["files"]]})
+            case "commit":
+                self.commit(repo, files)
+            case "xet-write-token":
+                self.json({"casUrl": self.server.url, "accessToken": "of the storage", "exp": int(time.time()) + 3600})
+            case "settings":
+                repo.private = asked["visibility"] == "private"
+                self.json({})
+            case "tag" if asked["tag"] in repo.refs:
+                self.refuse(409, "Tag reference exists already")
+            case "tag":
+                repo.refs[asked["tag"]] = sha
+                self.json({})
 
     def resolve(self, repo: Repo, revision: str, path: str) -> None:
         sha, files = repo.at(revision)
         if path not in files:
-            return self.refuse(404, "Entry not found", "EntryNotFound", **{"X-Repo-Commit": sha})
+            return self.refuse(404, "Entry not found", "EntryNotFound")
         content = files[path]
         entry = described(path, content)
         known = {"X-Repo-Commit": sha}
@@ -359,23 +313,19 @@ class Handler(BaseHTTPRequestHandler):
             return self.json({"was_inserted": True})
         self.json({"result": 1}) if self.route == "/v1/shards" else self.refuse(404, "Not Found")
 
-    def assemble(self, oid: str, size: int) -> bool:
-        """Whether chunks that came make up the file with this SHA-256."""
-        for start in range(len(self.server.chunks)):
-            content = b"".join(self.server.chunks[start:])[:size]
-            if hashlib.sha256(content).hexdigest() == oid:
-                self.server.large[oid] = content
-                return True
-        return False
+    def assembled(self, oid: str, size: int) -> bytes:
+        """The file with this SHA-256, of chunks that came."""
+        chunks = self.server.chunks
+        found = (b"".join(chunks[start:])[:size] for start in range(len(chunks)))
+        return next(content for content in found if hashlib.sha256(content).hexdigest() == oid)
 
     def lfs_batch(self) -> None:
         objects = []
         for asked in json.loads(self.body)["objects"]:
             entry = {"oid": asked["oid"], "size": asked["size"]}
             if asked["oid"] not in self.server.large:
-                host = f"http://localhost:{self.server.server_port}"
-                upload, verify = {"href": f"{host}/lfs/{asked['oid']}"}, {"href": f"{self.server.url}/lfs-verify"}
-                entry["actions"] = {"upload": upload, "verify": verify}
+                href = f"http://localhost:{self.server.server_port}/lfs/{asked['oid']}"
+                entry["actions"] = {"upload": {"href": href}}
             objects.append(entry)
         self.json({"transfer": "basic", "objects": objects})
 
@@ -390,46 +340,29 @@ class Handler(BaseHTTPRequestHandler):
                 case "file":
                     after[value["path"]] = base64.b64decode(value["content"])
                 case "lfsFile":
-                    if value["oid"] not in self.server.large and not self.assemble(value["oid"], value["size"]):
-                        return self.refuse(400, "LFS pointer pointed to a file that does not exist")
-                    after[value["path"]] = self.server.large[value["oid"]]
-                case "deletedFile" | "deletedFolder":
-                    folder = value["path"].rstrip("/") + "/"
-                    for path in [path for path in after if path == value["path"] or path.startswith(folder)]:
-                        del after[path]
+                    stored = self.server.large.get(value["oid"])
+                    after[value["path"]] = stored or self.assembled(value["oid"], value["size"])
+                case "deletedFile":
+                    del after[value["path"]]
         sha = repo.commit(after, title)
         self.json({"success": True, "commitOid": sha, "commitUrl": f"{self.server.url}/{repo.id}/commit/{sha}"})
 
 
-def is_large(path: str) -> bool:
-    return any(fnmatch.fnmatch(path, pattern) for pattern in LARGE)
-
-
 def described(path: str, content: bytes) -> dict[str, Any]:
     """One file as a tree listing shows it."""
-    blob = content
-    lfs = {}
-    if is_large(path):
+    oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    entry = {"type": "file", "path": path, "oid": oid, "size": len(content)}
+    if path.endswith(LARGE):
         oid = hashlib.sha256(content).hexdigest()
-        blob = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n".encode()
-        lfs = {"lfs": {"oid": oid, "sha256": oid, "size": len(content), "pointerSize": len(blob)}}
-    oid = hashlib.sha1(b"blob %d\0" % len(blob) + blob).hexdigest()
-    return {"type": "file", "path": path, "oid": oid, "size": len(content), **lfs}
+        entry["lfs"] = {"oid": oid, "sha256": oid, "size": len(content), "pointerSize": 0}
+    return entry
 
 
-def tree(files: dict[str, bytes], under: str, recursive: bool) -> list[dict[str, Any]]:
-    """The entries below the folder `under` ("" or with a slash at its end)."""
-    entries: dict[str, dict[str, Any]] = {}
-    for path, content in sorted(files.items()):
-        if not path.startswith(under):
-            continue
-        parts = path[len(under) :].split("/")
-        for depth in range(1, len(parts)) if recursive else range(1, min(2, len(parts))):
-            folder = under + "/".join(parts[:depth])
-            entries[folder] = {"type": "directory", "path": folder, "oid": "0" * 40, "size": 0}
-        if recursive or len(parts) == 1:
-            entries[path] = described(path, content)
-    return list(entries.values())
+def upload_of(path: str, files: dict[str, bytes]) -> dict[str, Any]:
+    """How a file is to be uploaded, and the digest of what is there in its place."""
+    mode = "lfs" if path.endswith(LARGE) else "regular"
+    known = described(path, files[path]) if path in files else {}
+    return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": known.get("lfs", known).get("oid")}
 
 
 ALWAYS = math.inf  # for `times`

@@ -17,8 +17,7 @@ def no_gpu_no_account_a_folder_of_its_own(monkeypatch, tmp_path):
 def test_without_a_gpu_it_is_a_taste_of_the_embedded_default(capsys):
     chosen = notebook.choices()
     assert (chosen.recipe.model, chosen.recipe.method, chosen.recipe.data) == ("smollm2", "lora16", "verses")
-    assert chosen.recipe.max_steps == 10 and chosen.minutes is None
-    assert chosen.tasks == ["poetry_verses"] and chosen.trials == 3
+    assert (chosen.recipe.max_steps, chosen.minutes, chosen.tasks, chosen.trials) == (10, None, ["poetry_verses"], 3)
     assert "a taste of 10 steps" in capsys.readouterr().out
     chosen = notebook.choices(minutes=30)
     assert chosen.minutes == 30 and chosen.recipe.max_steps == -1  # bound by time alone
@@ -30,8 +29,7 @@ def test_with_a_gpu_it_is_llama_where_there_is_a_token(monkeypatch, token, model
     monkeypatch.setattr("iris.model.hardware.device_name", lambda: "Tesla T4")
     monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
     chosen = notebook.choices(method="qlora")
-    assert (chosen.recipe.model, chosen.recipe.max_steps) == (model, -1)
-    assert len(chosen.tasks) == 5 and chosen.trials == 12
+    assert (chosen.recipe.model, chosen.recipe.max_steps, len(chosen.tasks), chosen.trials) == (model, -1, 5, 12)
 
 
 def test_where_checkpoints_are_kept_and_what_does_not_fit():

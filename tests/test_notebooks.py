@@ -17,7 +17,7 @@ HOME = Path(__file__).parents[1]
 NOTEBOOKS = sorted((HOME / "notebooks").glob("*.ipynb"))
 PYPROJECT = tomllib.loads((HOME / "pyproject.toml").read_text())["project"]
 REPOSITORY = PYPROJECT["urls"]["Repository"]
-DOCUMENTS = [HOME / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff")]
+COLAB = REPOSITORY.replace("github.com", "colab.research.google.com/github") + "/blob/main/notebooks/"
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -39,7 +39,7 @@ def test_it_is_in_step_with_its_script(path):
     assert no_version.sub("", written) == no_version.sub("", script), "run `jupytext --sync notebooks/*.ipynb`"
 
 
-def test_it_is_clean_and_of_one_shape(path, cells):
+def test_it_is_clean_of_one_shape_and_uses_modules_of_iris_alone(path, cells):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert set(notebook.metadata) == {"accelerator", "colab", "jupytext", "kernelspec"}  # no widgets
@@ -54,13 +54,9 @@ def test_it_is_clean_and_of_one_shape(path, cells):
     assert any(cell.source.startswith("## When it breaks") for cell in cells)
     body = ast.parse(choices).body  # choices are assignments, nothing else
     assert all(isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) for node in body)
-
-
-def test_it_uses_modules_of_iris_alone_and_nothing_private(cells):
-    """That what it calls is there, and takes what it gives, mypy sees."""
-    code = "\n".join(cell.source for cell in cells[2:] if cell.cell_type == "code")
-    imports = re.findall(r"^(?:from|import) .*$", code, re.MULTILINE)
-    assert imports and all(line.startswith("from iris") for line in imports) and not re.search(r"\._[a-z]", code)
+    rest = "\n".join(cell.source for cell in code[1:])  # mypy sees that what it calls is there
+    imports = re.findall(r"^(?:from|import) .*$", rest, re.MULTILINE)
+    assert imports and all(line.startswith("from iris") for line in imports) and not re.search(r"\._[a-z]", rest)
 
 
 def test_it_installs_the_extras_of_pyproject():
@@ -89,26 +85,24 @@ def test_installing_leaves_a_torch_that_is_there_alone(tmp_path):
 
 def test_links_are_of_the_one_repository(path, cells):
     """Owner and repository are named in pyproject.toml; every link follows it."""
-    slug = REPOSITORY.removeprefix("https://github.com/")
-    colab = f"https://colab.research.google.com/github/{slug}/blob/main/notebooks/{path.name}"
     heading, empty, badge, *_ = cells[0].source.splitlines()
     assert heading.startswith("# ") and not empty
-    assert badge == f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})"
+    assert badge == f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({COLAB}{path.name})"
     links = re.findall(r"https://github\.com/[\w.-]+/[\w.-]+", "\n".join(cell.source for cell in cells))
     assert links and set(links) == {REPOSITORY}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_what_a_document_points_to_is_here(document):
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff"])
+def test_what_a_document_points_to_is_here(name):
     """Links to notebooks and to the repository, relative links and pictures, and the folders of the README's tree."""
-    text, slug = document.read_text(), REPOSITORY.removeprefix("https://github.com/")
-    known = {f"https://colab.research.google.com/github/{slug}/blob/main/notebooks/{path.name}" for path in NOTEBOOKS}
+    text, owner = (HOME / name).read_text(), REPOSITORY.split("/")[3]
+    known = {f"{COLAB}{path.name}" for path in NOTEBOOKS}
     assert set(re.findall(r"https://colab\.research\.google\.com/github/[^)\s]+", text)) <= known
-    ours = re.findall(rf"https://github\.com/(?:{slug.partition('/')[0]}|[\w.-]+/iris\b)[\w./-]*", text)
+    ours = re.findall(rf"https://github\.com/(?:{owner}|[\w.-]+/iris\b)[\w./-]*", text)
     assert all(link.startswith(REPOSITORY) for link in ours)
     for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", text):
-        assert (HOME / target).exists(), f"{document.name} points to {target}, which is not here"
-    if document.name == "README.md":
+        assert (HOME / target).exists(), f"{name} points to {target}, which is not here"
+    if name == "README.md":
         named = set(re.findall(r"^  (\w+(?:\.py|/)) ", text.split("src/iris/\n")[1].split("\napp.py")[0], re.MULTILINE))
         rooms = {f"{path.parent.name}/" for path in (HOME / "src" / "iris").glob("*/__init__.py")}
         assert rooms <= named and all((HOME / "src" / "iris" / name).exists() for name in named)

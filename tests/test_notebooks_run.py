@@ -3,7 +3,6 @@
 Not part of the default run, as it takes minutes: `make notebooks`, or `pytest -m notebooks`.
 """
 
-import json
 import os
 import signal
 import threading
@@ -88,12 +87,6 @@ def outputs(notebook) -> str:
     return "\n".join(said)
 
 
-def config(run: Path) -> dict:
-    """The adapter's settings; PEFT writes the names of its layers in no order, another one in every process."""
-    read = json.loads((run / "adapter" / "adapter_config.json").read_text())
-    return read | {"target_modules": sorted(read["target_modules"])}
-
-
 @pytest.mark.parametrize(
     ("name", "shown"),
     [
@@ -115,7 +108,6 @@ def test_a_killed_kernel_loses_nothing(ran):
     assert "resuming from checkpoint-" in said, said[-3000:]
     weights = Path("adapter") / "adapter_model.safetensors"
     assert (out / weights).read_bytes() == (whole / weights).read_bytes()
-    assert config(out) == config(whole)
     assert record.read(out / "record.json").measures["losses"] == record.read(whole / "record.json").measures["losses"]
 
 
