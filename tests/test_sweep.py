@@ -69,8 +69,8 @@ def fake_fit(end):
     return fit
 
 
-def values_of(study):
-    return sorted(one.params["r"] for one in study.get_trials(states=[TrialState.COMPLETE]))
+def values_of(study, key="r"):
+    return sorted(one.params[key] for one in study.get_trials(states=[TrialState.COMPLETE]))
 
 
 # --- the space and the rows ------------------------------------------------------------------------------------------
@@ -253,8 +253,8 @@ def test_a_worker_taken_for_dead_drops_its_result(asked, tmp_path, fitted, capsy
 # --- several workers -------------------------------------------------------------------------------------------------
 
 
-def work(rows, out, storage, together):
-    """One worker on the grid of r from 1 to 5; writes each point that it has trained to its end into DONE."""
+def work(rows, out, points, grace, storage, together):
+    """One worker on the grid of r from 1 to `points`; writes each point that it has trained to its end into DONE."""
 
     def end(asked, step, folder, made):
         time.sleep(0.1)
@@ -262,11 +262,38 @@ def work(rows, out, storage, together):
             with open(rows.with_name("DONE"), "a") as done:
                 done.write(f"{asked.r}\n")
 
-    sweep.HEARTBEAT, sweep.GRACE, sweep.POLL = 1, 5, 0.5
+    sweep.HEARTBEAT, sweep.GRACE, sweep.POLL = 1, grace, 0.5
     sweep.mean_loss = lambda model, *_: 1 / model[1]
     sweep.fit.fit = fake_fit(end)
     together.wait()
-    sweep.sweep(recipe.make(data=str(rows)), grid(r=range(1, 6)), out, storage=storage)
+    sweep.sweep(recipe.make(data=str(rows)), grid(r=range(1, points + 1)), out, storage=storage)
+
+
+def share_a_grid(rows, outs, killed, points, grace, storage=None):
+    """Workers, one for each of `outs`, begin at once on an empty study; `killed` of them are killed in the middle of a
+    trial. All others end well, and each point is run to its end once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["iris.sweep"])
+    together = context.Barrier(len(outs))
+    workers = [context.Process(target=work, args=(rows, out, points, grace, storage, together)) for out in outs]
+    try:
+        for worker in workers:
+            worker.start()
+        for worker, out in list(zip(workers, outs, strict=True))[:killed]:
+            end = time.monotonic() + 100
+            while not is_training(worker.pid, out):
+                assert time.monotonic() < end
+                time.sleep(0.02)
+            worker.kill()
+        for worker in workers:
+            worker.join(200)
+        assert [worker.exitcode for worker in workers] == [-9] * killed + [0] * (len(outs) - killed)
+    finally:
+        for worker in workers:
+            worker.kill()
+    study = optuna.load_study(study_name="iris", storage=storage or f"sqlite:///{outs[0]}/study.db")
+    done = sorted(map(int, rows.with_name("DONE").read_text().split()))
+    assert done == list(range(1, points + 1)) == values_of(study)
 
 
 def is_training(pid, out):
@@ -274,34 +301,17 @@ def is_training(pid, out):
     return any(one.status == "running" and one.note == str(pid) for one in made)
 
 
-@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
-def test_of_two_workers_one_is_killed_and_the_other_takes_over(rows, tmp_path, kind, request):
-    """They begin at once on an empty study, as machines with a common disk, or a common database only; one is killed
-    in the middle of a trial. Each point is run to its end once."""
-    rows = Path(shutil.copy(rows, tmp_path))
-    outs, storage = [tmp_path] * 2, f"sqlite:///{tmp_path}/study.db"
-    if kind == "postgresql":
-        outs, storage = [tmp_path / "here", tmp_path / "elsewhere"], request.getfixturevalue("postgresql")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["iris.sweep"])
-    together = context.Barrier(2)
-    workers = [context.Process(target=work, args=(rows, out, storage, together)) for out in outs]
-    try:
-        for worker in workers:
-            worker.start()
-        end = time.monotonic() + 100
-        while not is_training(workers[0].pid, outs[0]):
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        workers[0].kill()
-        for worker in workers:
-            worker.join(200)
-        assert [worker.exitcode for worker in workers] == [-9, 0]
-    finally:
-        for worker in workers:
-            worker.kill()
-    done = sorted(map(int, rows.with_name("DONE").read_text().split()))
-    assert done == [1, 2, 3, 4, 5] == values_of(optuna.load_study(study_name="iris", storage=storage))
+def test_of_two_workers_one_is_killed_and_the_other_takes_over(rows, tmp_path):
+    share_a_grid(Path(shutil.copy(rows, tmp_path)), [tmp_path] * 2, killed=1, points=5, grace=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_of_eight_workers_two_are_killed_and_no_trial_is_lost_or_run_twice(rows, tmp_path, kind, request):
+    """As eight machines with a common disk, or a common database only."""
+    storage = request.getfixturevalue("postgresql") if kind == "postgresql" else None
+    outs = [tmp_path if storage is None else tmp_path / str(number) for number in range(8)]
+    share_a_grid(Path(shutil.copy(rows, tmp_path)), outs, killed=2, points=40, grace=40, storage=storage)
 
 
 @pytest.fixture
@@ -332,8 +342,8 @@ def postgresql():
 def test_a_postgresql_server_serves_two_machines_and_its_password_is_not_told(asked, tmp_path, fitted, postgresql):
     fitted(lambda asked, step: asked.r)
     for out in ("here", "elsewhere"):
-        assert values_of(sweep.sweep(asked, grid(r=(1, 2)), tmp_path / out, storage=postgresql)) == [1, 2]
-    assert not (tmp_path / "elsewhere" / "trials").exists()
+        assert values_of(sweep.sweep(asked, grid(r=(1, 2, 3)), tmp_path / out, storage=postgresql)) == [1, 2, 3]
+    assert len(list((tmp_path / "here" / "trials").iterdir())) == 3
     for wrong in (postgresql.replace("iris:", "nobody:"), postgresql.replace("@127.0.0.1:", "@127.0.0.1:1")):
         with pytest.raises(InputError, match="storage postgresql.* cannot be used") as caught:
             sweep.sweep(asked, grid(r=(1, 2)), tmp_path, storage=wrong)
