@@ -181,7 +181,7 @@ def test_the_voice_that_comes_with_the_clone_lands_on_its_plan(voice: Poet) -> N
 
 
 def test_end_words_are_weighed_by_the_words_before_them(voice: Poet) -> None:
-    odd, good = (voice._end(("The bread on the table is made of", word)) for word in ("veil", "rye"))
+    odd, good = (voice._end("The bread on the table is made of", word) for word in ("veil", "rye"))
     assert good > -6 and odd < good - 4
 
 

@@ -13,7 +13,6 @@ import struct
 import threading
 import time
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -78,7 +77,7 @@ class Poet:
                 raise InputError(f"{gguf} is not a GGUF model; give a .gguf file, as `iris export` writes it")
         params = xllamacpp.CommonParams()
         params.model.path = str(self.path)
-        params.n_parallel = n_parallel
+        params.n_parallel = n_parallel + 1  # and one for `_end`: the slots that poems find must not depend on it
         params.n_ctx = n_ctx * 8
         params.kv_unified = True
         if adapter is not None:
@@ -107,7 +106,7 @@ class Poet:
         self.likely = lru_cache(maxsize=32)(self._next_words)
         self.plans = has_plans(Path(adapter or gguf))
         self._most = n_parallel
-        self._free, self._threads = threading.Semaphore(n_parallel), ThreadPoolExecutor(n_parallel)
+        self._free = threading.Semaphore(n_parallel)
 
     def stream(
         self, wish: Wish, *, max_tokens: int | None = None, left: threading.Event | None = None
@@ -147,7 +146,7 @@ class Poet:
             elif isinstance(asked, Likely):
                 answer = self.likely(asked.prompt)
             elif isinstance(asked, Ends):
-                answer = list(self._threads.map(self._end, asked.lines))
+                answer = [self._end(*line) for line in asked.lines]
             else:
                 with closing(self._write(asked, left)) as growing:
                     for answer in growing:
@@ -163,13 +162,11 @@ class Poet:
         top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"] if "choices" in answer else ()
         return {token["token"][1:]: token["logprob"] for token in top if token["token"].startswith(" ")}
 
-    def _end(self, line: tuple[str, str]) -> float:
+    def _end(self, before: str, word: str) -> float:
         """Of the answer to an Ends one line's: of a word of several tokens the first counts."""
-        before, word = line
         # leaned towards far enough that it comes; what the engine tells is how likely it was before that
         body = {"prompt": before, "n_predict": 1, "n_probs": 1, "temperature": 0.0, "cache_prompt": False}
-        with self._slots(1):
-            answer = self._server.handle_completions(body | {"logit_bias": [[f" {word}", 100.0]]})
+        answer = self._server.handle_completions(body | {"logit_bias": [[f" {word}", 100.0]], "id_slot": self._most})
         return answer["choices"][0]["logprobs"]["content"][0]["logprob"] if "choices" in answer else 0.0
 
     @contextmanager
