@@ -194,6 +194,11 @@ def test_strict_faults(text, form, faults):
     assert verdict.faults == faults and verdict.strict is (not faults)
 
 
+def test_unknown_form():
+    with pytest.raises(ValueError, match=r"'villanelle'.*haiku, limerick, couplet, quatrain, sonnet, free"):
+        judge(FREE, "villanelle")
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.text(alphabet="abeiouyghstrdl'-’èé,. 19字\n", max_size=60))
 @example("  \n \n")
