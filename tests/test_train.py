@@ -88,7 +88,7 @@ def test_methods_see_the_same_data_and_start_from_the_same_adapter(small_model, 
     assert abs(dora.measures["loss_first"] - lora.measures["loss_first"]) < 1e-4  # B is zero: both are the base
 
 
-def test_killed_and_resumed_is_bit_identical(small_model, tmp_path, finished, capsys):
+def test_killed_and_resumed_is_bit_identical(small_model, tmp_path, finished, monkeypatch, capsys):
     """SIGKILL after the second checkpoint was written, whose end is then cut off."""
     whole, made = finished
     out = tmp_path / "killed"
@@ -98,9 +98,17 @@ def test_killed_and_resumed_is_bit_identical(small_model, tmp_path, finished, ca
     assert not (out / "adapter").exists()
     newest = max(out.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     os.truncate(newest / "adapter_model.safetensors", 1000)  # as if the kill had come while it was written
+    steps, loss = [], Trainer.compute_loss
+
+    def counted(self, *args, **kwargs):
+        steps.append(self.state.global_step)
+        return loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "compute_loss", counted)
     resumed = fit.fit(make(small_model), out, resume=True)
     said, before = capsys.readouterr().out, int(newest.name.split("-")[1]) - 4
     assert f"{newest.name} is incomplete" in said and f"resuming from checkpoint-{before}" in said
+    assert min(steps) == before  # from the beginning it would come to the same weights
     assert difference(whole, out) == 0
     for name in ("steps", "tokens", "losses"):  # of the whole run
         assert resumed.measures[name] == made.measures[name]
