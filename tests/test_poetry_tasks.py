@@ -1,6 +1,5 @@
 """The poetry tasks: bits per byte against torch by hand, poems scored as the README of the tasks says."""
 
-import gzip
 import importlib.util
 import json
 import math
@@ -8,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from evaluations import samples
 from small_llama import make_model
 
 from iris import record
@@ -37,9 +37,7 @@ HAIKU = "Old pond, still as glass:\na frog jumps into its sky,\nand the sky come
 
 def test_the_split_is_fixed_and_whole():
     train, held_out = read_verses("train"), read_verses("held_out")
-    rows = [json.loads(line) for line in PATH.read_text(encoding="utf-8").splitlines()]
-    assert len(train) + len(held_out) == len(rows)
-    assert all(is_held_out(row) for row in held_out)
+    assert len(train) + len(held_out) == len(PATH.read_text(encoding="utf-8").splitlines())
     seen = {first_exchange(row)[1] for row in train}
     assert not [row for row in held_out if first_exchange(row)[1] in seen]
     assert not is_held_out(held_out[0] | {"split": "train"})
@@ -59,24 +57,24 @@ def measured(tmp_path_factory, small_model):
     return out
 
 
-def samples(out, task):
-    (part,) = out.with_suffix(".parts").glob(f"{task}-*.json.gz")
-    return json.loads(gzip.decompress(part.read_bytes()).splitlines()[1])["samples"][task]
+def exchange(tokenizer, row):
+    """An exchange: its prompt in the template's rendering, the poem, the ids of the whole."""
+    request, poem = first_exchange(row)
+    messages = [{"role": "user", "content": request}]
+    prompt = template.render(tokenizer, messages, add_generation_prompt=True)
+    whole = template.encode(tokenizer, [*messages, {"role": "assistant", "content": poem}]).input_ids
+    return prompt, poem, whole
 
 
 def bits_by_hand(model, tokenizer, row):
     """Bits of the poem's tokens in the template's own rendering of the exchange, and the poem's bytes."""
-    request, poem = first_exchange(row)
-    messages = [{"role": "user", "content": request}]
-    rendered = template.render(tokenizer, messages, add_generation_prompt=True)
-    prompt = tokenizer(rendered, add_special_tokens=False).input_ids
-    whole = template.encode(tokenizer, [*messages, {"role": "assistant", "content": poem}]).input_ids
-    assert whole[: len(prompt)] == prompt
-    end = len(prompt) + len(tokenizer(poem, add_special_tokens=False).input_ids)
-    assert tokenizer.decode(whole[len(prompt) : end]) == poem
+    prompt, poem, whole = exchange(tokenizer, row)
+    begin = len(tokenizer(prompt, add_special_tokens=False).input_ids)
+    end = begin + len(tokenizer(poem, add_special_tokens=False).input_ids)
+    assert tokenizer.decode(whole[begin:end]) == poem
     with torch.no_grad():
         logp = model(torch.tensor([whole])).logits[0].log_softmax(-1)
-    nats = sum(float(logp[i - 1, whole[i]]) for i in range(len(prompt), end))
+    nats = sum(float(logp[i - 1, whole[i]]) for i in range(begin, end))
     return -nats / math.log(2), len(poem.encode())
 
 
@@ -106,19 +104,10 @@ def test_the_standard_error_is_near_the_bootstrap_of_the_ratio():
     assert ours == pytest.approx(drawn.std(), rel=0.05)
 
 
-def test_lm_eval_sees_the_ids_of_the_template(measured, small_tokenizer, smollm2_tokenizer):
-    for sample, row in zip(samples(measured, "poetry_verses"), read_verses("held_out"), strict=False):
-        request, poem = first_exchange(row)
-        context, continuation = sample["arguments"][0]
-        assert continuation == poem  # no delimiter before it
-        messages = [{"role": "user", "content": request}]
-        assert context == template.render(small_tokenizer, messages, add_generation_prompt=True)
+def test_prompt_and_poem_are_tokenized_as_the_template_writes_them(smollm2_tokenizer):
     for row in read_verses("held_out"):
-        request, poem = first_exchange(row)
-        messages = [{"role": "user", "content": request}]
-        context = template.render(smollm2_tokenizer, messages, add_generation_prompt=True)
-        ids = smollm2_tokenizer(context + poem, add_special_tokens=False).input_ids
-        whole = template.encode(smollm2_tokenizer, [*messages, {"role": "assistant", "content": poem}]).input_ids
+        prompt, poem, whole = exchange(smollm2_tokenizer, row)
+        ids = smollm2_tokenizer(prompt + poem, add_special_tokens=False).input_ids
         assert ids == whole[: len(ids)]
 
 
@@ -127,8 +116,7 @@ def test_llama_renders_with_its_date_pinned_and_one_bos(llama_tokenizer, tmp_pat
     evaluate(str(model), ["poetry_verses"], tmp_path / "llama.json", limit=2)
     for sample in samples(tmp_path / "llama.json", "poetry_verses"):
         context, poem = sample["arguments"][0]
-        assert "Today Date: 26 Jul 2024" in context
-        assert context.count("<|begin_of_text|>") == 1
+        assert "Today Date: 26 Jul 2024" in context and context.count("<|begin_of_text|>") == 1
         assert context.endswith("assistant<|end_header_id|>\n\n") and poem == sample["doc"]["poem"]
 
 
@@ -138,10 +126,10 @@ def test_the_stock_command_runs_the_group_with_the_same_scores_and_samples(
     """`lm_eval run`, whose own entry is called here."""
     from lm_eval.__main__ import cli_evaluate
 
-    words = ["--include_path", tasks.OURS, "--tasks", "poetry", "--apply_chat_template", "--limit", REQUESTS]
-    words += ["--batch_size", 16, "--model", "hf", "--device", "cpu", "--log_samples", "--output_path", tmp_path]
-    words += ["--model_args", f"pretrained={small_model},dtype=float32"]
-    monkeypatch.setattr(sys, "argv", ["lm_eval", "run", *map(str, words)])
+    words = f"--tasks poetry --apply_chat_template --limit {REQUESTS} --batch_size 16 --model hf --device cpu".split()
+    words += ["--include_path", str(tasks.OURS), "--model_args", f"pretrained={small_model},dtype=float32"]
+    words += ["--log_samples", "--output_path", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["lm_eval", "run", *words])
     cli_evaluate()
     (path,) = tmp_path.rglob("results_*.json")
     results = json.loads(path.read_text())["results"]
@@ -164,10 +152,9 @@ def test_the_requests_are_many_balanced_and_unseen():
     assert len(set(forms[:6])) == 6  # a limited run meets every form
     assert len({row["theme"] for row in REQUEST_ROWS}) == len(REQUEST_ROWS)
     rows = read_verses("train") + read_verses("held_out")
-    themes = {row["theme"].lower() for row in rows}
-    requests = {turn["value"].lower() for row in rows for turn in row["conversations"] if turn["from"] == "human"}
-    assert not [row for row in REQUEST_ROWS if row["theme"].lower() in themes or row["request"].lower() in requests]
-    assert not [row for row in REQUEST_ROWS if any(row["theme"].lower() in request for request in requests)]
+    seen = {row["theme"].lower() for row in rows}
+    seen |= {turn["value"].lower() for row in rows for turn in row["conversations"] if turn["from"] == "human"}
+    assert not [row for row in REQUEST_ROWS if any(row["theme"].lower() in each for each in seen)]
 
 
 def test_each_request_is_answered_four_times_and_cut_texts_are_told_from_ended_ones(measured):
@@ -195,7 +182,7 @@ def test_each_request_is_answered_four_times_and_cut_texts_are_told_from_ended_o
 def test_a_good_haiku_scores_well_and_a_bad_one_does_not():
     good = form.score(HAIKU, "haiku")
     assert (good["keeps"], good["strict"], good["metre"], good["ended"]) == (1, 1, 1, 1)
-    assert not any(good[name] for name in ("weak_ends", "broken_ends", "both_sides", "looped"))
+    assert not good["weak_ends"] and not good["broken_ends"]
     assert "rhyme" not in good and "strict" not in form.score(HAIKU, "free")
     prefaced = form.score("Here is your haiku:\n" + HAIKU, "haiku")
     assert prefaced["keeps"] == 0 and prefaced["metre"] < 0.5
@@ -234,18 +221,13 @@ def test_what_goes_wrong_is_seen(name, value, texts):
     assert [form.score(text, "free")[name] for text in texts] == [value] * len(texts)
 
 
-def test_a_copy_of_a_training_poem_is_seen_and_held_out_poems_are_none():
+def test_a_copy_of_a_training_poem_is_seen_and_held_out_poems_score_full_marks():
     poem = first_exchange(read_verses("train")[0])[1]
     words = form.re.findall(r"[\w']+", poem.lower())
     assert form.longest_copy(["hello", *words, "goodbye"]) >= len(words)
-    assert form.score(poem, "free")["near_copy"] == 1
-    scores = [form.score(first_exchange(row)[1], "free") for row in read_verses("held_out")]
-    assert not any(each["near_copy"] for each in scores)
     assert form.longest_copy("zzz qqq xxx".split()) == 0
-
-
-def test_the_bundled_poems_score_full_marks():
+    assert form.score(poem, "free")["near_copy"] == 1
     for row in read_verses("held_out"):
         scores = form.score(first_exchange(row)[1], row["forms"][0])
         assert scores["keeps"] == 1 and scores.get("rhyme", 1) == 1 and scores.get("metre", 1) == 1
-        assert not scores["looped"] and not scores["both_sides"]
+        assert not scores["looped"] and not scores["both_sides"] and not scores["near_copy"]

@@ -63,16 +63,22 @@ def test_a_visitor_who_leaves_frees_the_engine_within_a_second(poet: Poet, keep_
     asyncio.run(visit())
 
 
-def test_drafts_are_seen_and_a_failure_in_mid_poem_frees_the_seat() -> None:
-    class Broken:
-        def keep_form(self, wish: Wish, left: threading.Event):
-            for piece in ("a kept line\n", Draft("what is"), Draft("what is tried")):
-                yield piece
-                time.sleep(0.3)
+class Fake:
+    """A poet that takes its time, and fails who stays."""
+
+    def keep_form(self, wish: Wish, left: threading.Event):
+        left.wait(0.1)
+        self.wrote = time.perf_counter()
+        for piece in ("a kept line\n", Draft("what is"), Draft("what is tried")):
+            yield piece
+            left.wait(0.3)
+        if not left.is_set():
             raise RunError("the engine could not write this poem")
 
+
+def test_drafts_are_seen_and_a_failure_in_mid_poem_frees_the_seat() -> None:
     async def visit() -> None:
-        room, seen = Room({"tuned": Broken()}), []  # type: ignore[dict-item]
+        room, seen = Room({"tuned": Fake()}), []  # type: ignore[dict-item]
         with pytest.raises(RunError, match="could not write this poem"):
             async for now in room.write(SHORT):
                 seen.append((now.text, now.draft))
@@ -85,15 +91,8 @@ def test_drafts_are_seen_and_a_failure_in_mid_poem_frees_the_seat() -> None:
 def test_the_first_word_and_a_freed_seat_are_noticed_at_once() -> None:
     """Within 50 ms in the quickest of four visits; the pauses between later words are five times as long here."""
 
-    class Quick:
-        def keep_form(self, wish: Wish, left: threading.Event):
-            time.sleep(0.1)
-            self.wrote = time.perf_counter()
-            yield "a first word"
-            left.wait(0.3)
-
     async def visit() -> None:
-        room, waits = Room({"tuned": (poet := Quick())}, seats=4), []  # type: ignore[dict-item]
+        room, waits = Room({"tuned": (poet := Fake())}, seats=4), []  # type: ignore[dict-item]
         for _ in range(4):
             writing, nextone = room.write(SHORT), room.write(SHORT)
             while not (await anext(writing)).text:

@@ -2,12 +2,11 @@
 
 import csv
 import gzip
-import io
 import json
 
 import pytest
 
-from iris import InputError, record
+from iris import InputError
 from iris.data import contamination, rows
 
 
@@ -23,7 +22,11 @@ def turns(*said):
     return [{"role": role, "content": text.removeprefix("system:")} for role, text in zip(roles, said, strict=False)]
 
 
-SHAREGPT = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": " Hello "}]}
+def sharegpt(**said):
+    return {"conversations": [{"from": speaker, "value": text} for speaker, text in said.items()]}
+
+
+SHAREGPT = sharegpt(human="Hi", gpt=" Hello ")
 ALPACA = {"instruction": "Add", "input": "1 and 2", "output": "3"}
 ASK, SAY = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 CALL = {"type": "function", "function": {"name": "sail", "arguments": '{"to": "Oslo"}'}}
@@ -70,8 +73,7 @@ NAN = float("nan")
         ({"messages": [ASK, SAY], "label": True}, TALK, ""),
         ({"messages": [ASK, SAY, ASK, SAY], "label": False}, [ASK, SAY, ASK, SAY | {"train": False}], ""),
         ({"text": " Once more ", "label": 3}, [{"role": "text", "content": "Once more"}], "column `label`"),
-        ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "function_call", "value": "{}"},
-                            {"from": "observation", "value": "sun"}, {"from": "gpt", "value": "Sunny"}]},
+        (sharegpt(human="Hi", function_call="{}", observation="sun", gpt="Sunny"),
          [ASK, SAY | {"content": "{}"}, {"role": "tool", "content": "sun"}, SAY | {"content": "Sunny"}], ""),
     ],
 )  # fmt: skip
@@ -80,58 +82,44 @@ def test_shapes_become_messages(row, messages, unread):
 
 
 @pytest.mark.parametrize(
-    ("row", "reason"),
+    ("reason", "given"),
     [
-        ([], "something else where text belongs"),
-        ({"x": "y"}, "unknown shape"),
-        ({"conversations": []}, "unknown shape"),
-        ({"instruction": None, "output": NAN}, "unknown shape"),
-        ({"conversations": [{"from": "martian", "value": "x"}]}, "unknown speaker 'martian'"),
-        ({"conversations": [{"from": "human", "value": ""}, {"from": "gpt", "value": "x"}]}, "empty turn"),
-        ({"conversations": [{"from": "human", "value": None}, {"from": "gpt", "value": "x"}]}, "empty turn"),
-        ({"conversations": [{"from": "human", "value": "x"}]}, "no answer"),
-        ({"conversations": ["x"]}, "something else where text belongs"),
-        ({"conversations": [{"from": "gpt", "value": "x"}]}, "does not begin with a question"),
-        ({"conversations": [{"from": "system", "value": "x"}, {"from": "gpt", "value": "x"}]}, "does not begin"),
-        ({"messages": [ASK, {"role": "system", "content": "x"}, SAY]}, "system message in the middle"),
-        ({"messages": [ASK, SAY], "label": False}, "no answer that is to be learned"),
-        ({"messages": [ASK, SAY | {"weight": 0}]}, "no answer that is to be learned"),
-        ({"messages": [ASK | {"content": [{"type": "image", "url": "x"}]}, SAY]}, "something else where text belongs"),
-        ({"messages": [ASK | {"content": {"a": 1}}, SAY]}, "something else where text belongs"),
-        (ALPACA | {"instruction": ["Name a fish.", "Name a bird."]}, "something else where text belongs"),
-        (ALPACA | {"output": 3}, "something else where text belongs"),
-        (ALPACA | {"history": "Hi"}, "something else where text belongs"),
-        (ALPACA | {"output": "Smile \ud83d"}, "half of a surrogate pair"),
+        ("unknown shape", [{"x": "y"}, {"conversations": []}, {"instruction": None, "output": NAN}]),
+        ("unknown speaker 'martian'", [sharegpt(martian="x")]),
+        ("empty turn", [sharegpt(human="", gpt="x"), sharegpt(human=None, gpt="x")]),
+        ("no answer", [sharegpt(human="x")]),
+        ("no answer that is to be learned", [SHAREGPT | {"label": False}, {"messages": [ASK, SAY | {"weight": 0}]}]),
+        ("does not begin with a question", [sharegpt(gpt="x"), sharegpt(system="x", gpt="x")]),
+        ("system message in the middle", [sharegpt(human="x", system="x", gpt="x")]),
+        ("half of a surrogate pair", [ALPACA | {"output": "Smile \ud83d"}]),
+        ("something else where text belongs",
+         [[], {"conversations": ["x"]}, sharegpt(human=[{"type": "image", "url": "x"}], gpt="x"),
+          sharegpt(human={"a": 1}, gpt="x"), ALPACA | {"instruction": ["Name a fish.", "Name a bird."]},
+          ALPACA | {"output": 3}, ALPACA | {"history": "Hi"}]),
     ],
-)
-def test_what_cannot_be_used_has_a_reason(row, reason):
-    messages, why, unread = rows.to_messages(row)
-    assert messages == unread == [] and why.startswith(reason)
+)  # fmt: skip
+def test_what_cannot_be_used_has_a_reason(reason, given):
+    for row in given:
+        messages, why, unread = rows.to_messages(row)
+        assert messages == unread == [] and why.startswith(reason), row
 
 
-def test_everything_is_counted(tmp_path):
+def test_everything_is_counted_also_of_a_mixture(tmp_path):
     extra = SHAREGPT | {"tools": "[1]"}
-    found = rows.load(write(tmp_path / "a.jsonl.gz", [extra, extra, {"x": 1}, ALPACA, {"text": "Once"}]))
-    assert found.read == len(found.rows) + sum(found.dropped.values())
-    record.write(record.Record("training", "a", {}, data=found.as_dict()), tmp_path / "record.json")
-    told = record.read(tmp_path / "record.json").data
-    assert told["dropped"] == {"repeated row": 1, "unknown shape": 1} and told["unread"] == {"column `tools`": 2}
-    assert told["plain"] == 1
-
-
-def test_a_subset_is_a_seeded_sample(tmp_path):
-    path = write(tmp_path / "a.jsonl", [{"instruction": f"Say {n}", "output": str(n)} for n in range(50)])
-    one, two, other = (rows.load(path, rows=10, seed=seed).rows for seed in (1, 1, 2))
-    assert one == two != other and len(one) == 10
-
-
-def test_a_mixture_has_the_rows_of_each_and_its_counts(tmp_path):
-    path = write(tmp_path / "a.jsonl", [ALPACA, SHAREGPT, SHAREGPT])
+    path = write(tmp_path / "a.jsonl.gz", [extra, extra, {"x": 1}, ALPACA, {"text": "Once"}])
     verses, mixed = rows.load("verses"), rows.load(f"{path},verses")
     assert mixed.rows == rows.load(path).rows + verses.rows and mixed.id == f"{path},verses" and mixed.revision is None
-    counts = [(part["id"], part["read"], part["rows"]) for part in mixed.as_dict()["parts"]]
-    assert counts == [(path, 3, 2), ("verses", verses.read, len(verses.rows))]
-    assert verses.as_dict()["parts"] == [] and not verses.unread
+    told = json.loads(json.dumps(mixed.as_dict()))
+    assert told["dropped"] == {"repeated row": 1, "unknown shape": 1} and told["unread"] == {"column `tools`": 2}
+    assert told["read"] == told["rows"] + 2 and told["plain"] == 1
+    counts = [(part["id"], part["read"], part["rows"]) for part in told["parts"]]
+    assert counts == [(path, 5, 3), ("verses", verses.read, len(verses.rows))]
+    assert verses.as_dict()["parts"] == []
+
+
+def test_a_subset_is_a_seeded_sample():
+    one, two, other = (rows.load("verses", rows=10, seed=seed).rows for seed in (1, 1, 2))
+    assert one == two != other and len(one) == 10
 
 
 def test_every_kind_of_file_says_the_same(tmp_path):
@@ -144,48 +132,40 @@ def test_every_kind_of_file_says_the_same(tmp_path):
     (tmp_path / "array.jsonl").write_text(json.dumps(given, indent=1))
     (tmp_path / "a.json").write_text("\ufeff" + json.dumps(given))
     (tmp_path / "lines.json").write_text(lines)
-    (tmp_path / "one.json").write_text(json.dumps(given[0], indent=1))
     (tmp_path / "a.json.gz").write_bytes(gzip.compress(lines.encode()))
     pq.write_table(pa.Table.from_pylist(given), tmp_path / "a.parquet")
     for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
-        table = io.StringIO(newline="")
-        writer = csv.DictWriter(table, list(ALPACA), delimiter=delimiter)
-        writer.writeheader()
-        writer.writerows(given)
-        (tmp_path / name).write_bytes(table.getvalue().encode())
-    assert rows.load(str(tmp_path / "one.json")).rows == rows.load(str(tmp_path / "a.jsonl")).rows[:1]
-    (tmp_path / "one.json").unlink()
+        with open(tmp_path / name, "w", newline="") as table:
+            writer = csv.DictWriter(table, list(ALPACA), delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(given)
     found = {path.name: rows.load(str(path)) for path in tmp_path.iterdir()}
     assert {name: one.rows for name, one in found.items()} == dict.fromkeys(found, found["a.jsonl"].rows)
     assert len(found) == 8 and len(found["a.csv"].rows) == 2 and not found["a.csv"].unread
+    (tmp_path / "one.json").write_text(json.dumps(given[0], indent=1))
     whole = rows.load(str(tmp_path))
-    assert whole.read == 16 and whole.dropped == {"repeated row": 14} and whole.revision.startswith("sha256:")
+    assert whole.read == 17 and whole.dropped == {"repeated row": 15} and whole.revision.startswith("sha256:")
 
 
 def test_bad_files_are_one_sentence(tmp_path):
-    (tmp_path / "empty.jsonl").touch()
-    (tmp_path / "bad.jsonl").write_text(json.dumps(ALPACA) + "\n{oops\n")
-    for name in ("bad.jsonl.gz", "bad.parquet"):
-        (tmp_path / name).write_bytes(b"no such thing")
-    (tmp_path / "latin.csv").write_bytes("é".encode("latin1"))
-    (tmp_path / "bad.json").write_text('[\n{"a": 1},\n{]')
     (tmp_path / "nothing").mkdir()
-    for name, words in {
-        "missing.jsonl": "there is no file",
-        "nothing": "there is no file",
-        "empty.jsonl": "is empty",
-        "bad.jsonl": "line 2 is not JSON",
-        "bad.jsonl.gz": "cannot be read",
-        "bad.parquet": "cannot be read",
-        "latin.csv": "cannot be read.*utf-8",
-        "bad.json": "cannot be read: Expecting.* line 3",
-    }.items():
+    for name, content, words in (
+        ("missing.jsonl", None, "there is no file"),
+        ("nothing", None, "there is no file"),
+        ("empty.jsonl", "", "is empty"),
+        ("bad.jsonl", '{"text": "a"}\n{oops\n', "line 2 is not JSON"),
+        ("bad.jsonl.gz", "no such thing", "cannot be read"),
+        ("bad.parquet", "no such thing", "cannot be read"),
+        ("latin.csv", "é", "cannot be read.*utf-8"),
+        ("bad.json", '[\n{"a": 1},\n{]', "cannot be read: Expecting.* line 3"),
+        ("none.jsonl", '{"a": 1}\n', "no row to train on .1 x unknown shape"),
+    ):
+        if content is not None:
+            (tmp_path / name).write_text(content, encoding="latin1")
         with pytest.raises(InputError, match=words):
             rows.load(str(tmp_path / name))
     with pytest.raises(InputError, match="known: verses, grown, finetome, fusechat, nitral"):
         rows.load("poems")
-    with pytest.raises(InputError, match="no row to train on .1 x unknown shape"):
-        rows.load(write(tmp_path / "none.jsonl", [{"a": 1}]))
 
 
 LONG = "Which of these animals lays its eggs in the warm sand of a beach every second spring?"

@@ -18,14 +18,6 @@ TALK = [
     {"role": "user", "content": "Another."},
     {"role": "assistant", "content": "Mud on my new boots"},
 ]
-THOUGHT = [
-    {"role": "user", "content": "What is 2+2?"},
-    {"role": "assistant", "content": "<think>\nTwo and two make four.\n</think>\n\n4"},
-]
-CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
-
-TOOL = {"name": "weather", "description": "Tells the weather.", "parameters": {"city": "string"}}
-
 PROMPT = "{% if add_generation_prompt %}{{ bos_token + 'assistant\n' }}{% endif %}"
 # Every template ends an answer with eos_token, somehow. Each has a habit that a reader of templates has to survive.
 TEMPLATES = {
@@ -111,13 +103,6 @@ words = st.lists(st.sampled_from(PIECES + TYPED), min_size=1, max_size=6).map(""
 talks = st.tuples(st.none() | words, st.lists(st.tuples(words, words), min_size=1, max_size=3))
 
 
-def as_messages(system, exchanges):
-    messages = [{"role": "system", "content": system}] if system else []
-    for asked, answer in exchanges:
-        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-    return messages
-
-
 @pytest.mark.parametrize("kind", ["byte-level", "space before all", "space before each"])
 @pytest.mark.parametrize("habit", TEMPLATES)
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -125,7 +110,9 @@ def as_messages(system, exchanges):
 def test_any_template_with_any_tokenizer_and_text(tokenizers, habit, kind, talk):
     tokenizer = tokenizers[kind]
     tokenizer.chat_template = TEMPLATES[habit]
-    messages = as_messages(*talk)
+    messages = [{"role": "system", "content": talk[0]}] if talk[0] else []
+    for asked, answer in talk[1]:
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
     if habit == "moves thoughts" and any(answer.endswith("</think>") for _, answer in talk[1]):
         return  # nothing of the answer is left by the template: refused, as below
     encoded = template.encode(tokenizer, messages)
@@ -173,41 +160,36 @@ def test_the_stand_in_of_a_special_token_cannot_be_typed(smollm2_tokenizer):
 
 
 def test_every_answer_and_its_end_of_turn_is_learned_and_nothing_else(tokenizer):
-    encoded = template.encode(tokenizer, TALK)
-    end = tokenizer.eos_token
+    encoded, end = template.encode(tokenizer, TALK), tokenizer.eos_token
     assert learned(tokenizer, encoded) == [f"Rain on the tin roof{end}", f"Mud on my new boots{end}"]
-    second_only = [message | {"train": index != 2} for index, message in enumerate(TALK)]
-    assert learned(tokenizer, template.encode(tokenizer, second_only)) == [f"Mud on my new boots{end}"]
-    assert template.encode(tokenizer, second_only).input_ids == encoded.input_ids
+    second_only = template.encode(tokenizer, [message | {"train": message is not TALK[2]} for message in TALK])
+    assert learned(tokenizer, second_only) == [f"Mud on my new boots{end}"]
+    assert second_only.input_ids == encoded.input_ids
+    assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
+    if tokenizer.bos_token == "<|begin_of_text|>":
+        assert encoded.input_ids.count(tokenizer.bos_token_id) == 1 and encoded.input_ids[0] == tokenizer.bos_token_id
+    else:  # ChatML: <|im_start|> opens every turn, once
+        assert encoded.input_ids.count(tokenizer.bos_token_id) == len(TALK)
 
 
-def test_words_that_the_template_writes_before_the_end_are_learned(tokenizers):
+def test_words_that_the_template_writes_before_the_end_are_learned_and_its_date_is_pinned(tokenizers):
     tokenizer = tokenizers["byte-level"]
     tokenizer.chat_template = TEMPLATES["words before the end"]
     assert learned(tokenizer, template.encode(tokenizer, TALK[1:3])) == ["\nRain on the tin roof\n<|im_end|>"]
     tokenizer.chat_template = TEMPLATES["moves thoughts"]
-    assert learned(tokenizer, template.encode(tokenizer, THOUGHT)) == [THOUGHT[1]["content"] + "<|im_end|>"]
-
-
-def test_one_bos_at_most_and_padding_is_not_the_end_of_turn(tokenizer):
-    assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
-    ids = template.encode(tokenizer, TALK).input_ids
-    if tokenizer.bos_token == "<|begin_of_text|>":
-        assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
-    else:  # ChatML: <|im_start|> opens every turn, once
-        assert ids.count(tokenizer.bos_token_id) == len(TALK)
-
-
-def test_the_date_is_pinned(llama_tokenizer, tokenizers):
-    assert "Today Date: 26 Jul 2024" in template.render(llama_tokenizer, TALK)
-    tokenizers["byte-level"].chat_template = TEMPLATES["writes today"]
-    assert "Today is 26 Jul 2024" in template.render(tokenizers["byte-level"], TALK)
+    thought = "<think>\nTwo and two make four.\n</think>\n\n4"
+    talk = [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": thought}]
+    assert learned(tokenizer, template.encode(tokenizer, talk)) == [thought + "<|im_end|>"]
+    tokenizer.chat_template = TEMPLATES["writes today"]
+    assert "Today is 26 Jul 2024" in template.render(tokenizer, TALK)
 
 
 def test_tool_calls_are_learned_where_the_template_writes_them(llama_tokenizer, smollm2_tokenizer):
+    tool = {"name": "weather", "description": "Tells the weather.", "parameters": {"city": "string"}}
+    called = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
     talk = [
-        {"role": "user", "content": "Weather?", "tools": [TOOL]},
-        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "user", "content": "Weather?", "tools": [tool]},
+        {"role": "assistant", "content": "", "tool_calls": [called]},
         {"role": "tool", "content": 'a "quoted" \\ line\nand é'},
         {"role": "assistant", "content": "Sunny.", "reasoning_content": "It says so."},
     ]
@@ -215,7 +197,7 @@ def test_tool_calls_are_learned_where_the_template_writes_them(llama_tokenizer, 
     assert encoded.input_ids == whole(llama_tokenizer, talk) and encoded.unread == ("`reasoning_content` of a turn",)
     call = '{"name": "weather", "parameters": {"city": "Oslo"}}<|eot_id|>'
     assert learned(llama_tokenizer, encoded) == [call, "Sunny.<|eot_id|>"]
-    assert TOOL["description"] in template.render(llama_tokenizer, talk)
+    assert "Tells the weather." in template.render(llama_tokenizer, talk)
     with pytest.raises(Unusable, match="leaves out a message of the role assistant"):
         template.encode(smollm2_tokenizer, talk)
     told = template.encode(smollm2_tokenizer, [talk[0], talk[3]]).unread
@@ -258,8 +240,8 @@ def test_a_long_talk_is_cut_after_a_whole_answer(tokenizer):
 
 def test_the_golden_rendering(llama_tokenizer, data):
     """The text that Unsloth's notebook printed for row 5 of FineTome with the Llama-3.1 template."""
-    given = [json.loads(line) for line in (data / "chat" / "finetome_rows.jsonl").read_text().splitlines()]
-    row = next(row for row in given if "rendered_llama31" in row)
+    lines = (data / "chat" / "finetome_rows.jsonl").read_text().splitlines()
+    row = next(json.loads(line) for line in lines if '"rendered_llama31"' in line)
     messages, reason, _ = rows.to_messages(row)
     assert reason == ""
     golden = row["rendered_llama31"].replace("Today Date: 26 July 2024", "Today Date: 26 Jul 2024")

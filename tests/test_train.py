@@ -3,12 +3,13 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -29,20 +30,27 @@ def make(model, steps=STEPS, settings=(), **given):
     return recipe.make([*SETTINGS, *settings], model=str(model), max_steps=steps, **given)
 
 
-def begin(model, out, **pipes):
-    """`iris train` in a process of its own."""
+def train_until(model, out, step):
+    """`iris train` in a process of its own, once it has written the checkpoint of that step."""
     settings = [word for setting in SETTINGS for word in ("--set", setting)]
     words = ["train", "--model", str(model), "--out", str(out), "--max-steps", str(STEPS), *settings]
-    return subprocess.Popen([sys.executable, "-m", "iris", *words], **pipes)
+    process = subprocess.Popen([sys.executable, "-m", "iris", *words], stderr=subprocess.PIPE, text=True)
+    begun, awaited = time.monotonic(), out / f"checkpoint-{step}" / checkpoints.MANIFEST
+    while not awaited.exists():
+        assert process.poll() is None and time.monotonic() - begun < 240, f"{awaited} did not appear"
+        time.sleep(0.002)
+    return process
 
 
 def weights(out):
     return load_file(out / "adapter" / "adapter_model.safetensors")
 
 
-def same_weights(one, two):
+def difference(one, two):
+    """The largest of any weight of two runs; 0.0 if they are the same bit for bit."""
     first, second = weights(one), weights(two)
-    return first.keys() == second.keys() and all(second[name].equal(tensor) for name, tensor in first.items())
+    assert first.keys() == second.keys()
+    return max(float((second[name] - tensor).abs().max()) for name, tensor in first.items())
 
 
 @pytest.fixture(scope="module")
@@ -80,45 +88,44 @@ def test_methods_see_the_same_data_and_start_from_the_same_adapter(small_model, 
     assert abs(dora.measures["loss_first"] - lora.measures["loss_first"]) < 1e-4  # B is zero: both are the base
 
 
-def test_killed_and_resumed_is_bit_identical(small_model, tmp_path, finished, capsys):
+def test_killed_and_resumed_is_bit_identical(small_model, tmp_path, finished, monkeypatch, capsys):
     """SIGKILL after the second checkpoint was written, whose end is then cut off."""
     whole, made = finished
     out = tmp_path / "killed"
-    process = begin(small_model, out, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(out / "checkpoint-8" / checkpoints.MANIFEST, process)
+    process = train_until(small_model, out, 8)
     process.kill()
     process.wait()
     assert not (out / "adapter").exists()
     newest = max(out.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     os.truncate(newest / "adapter_model.safetensors", 1000)  # as if the kill had come while it was written
+    steps, loss = [], Trainer.compute_loss
+
+    def counted(self, *args, **kwargs):
+        steps.append(self.state.global_step)
+        return loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "compute_loss", counted)
     resumed = fit.fit(make(small_model), out, resume=True)
     said, before = capsys.readouterr().out, int(newest.name.split("-")[1]) - 4
     assert f"{newest.name} is incomplete" in said and f"resuming from checkpoint-{before}" in said
-    assert same_weights(whole, out)
+    assert min(steps) == before  # from the beginning it would come to the same weights
+    assert difference(whole, out) == 0
     for name in ("steps", "tokens", "losses"):  # of the whole run
         assert resumed.measures[name] == made.measures[name]
     assert resumed.data == made.data and resumed.model == made.model
 
 
-def wait_for(path: Path, process, seconds=240):
-    begun = time.monotonic()
-    while not path.exists():
-        assert process.poll() is None and time.monotonic() - begun < seconds, f"{path} did not appear"
-        time.sleep(0.002)
-
-
 def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_go_on(small_model, tmp_path, finished):
     whole, made = finished
     out = tmp_path / "interrupted"
-    process = begin(small_model, out, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for(out / "checkpoint-4" / checkpoints.MANIFEST, process)
+    process = train_until(small_model, out, 4)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1 and "--resume" in errors and "Traceback" not in errors
     stopped = record.read(out / "record.json")
     assert stopped.status == "stopped" and checkpoints.last(out) is not None
     resumed = fit.fit(make(small_model), out, resume=True)
-    assert same_weights(whole, out) and resumed.started == stopped.started
+    assert difference(whole, out) == 0 and resumed.started == stopped.started
     assert resumed.measures["tokens"] == made.measures["tokens"]
     assert resumed.measures["train_seconds"] > stopped.measures["train_seconds"]
     assert resumed.measures["wall_seconds"] > stopped.measures["wall_seconds"]
@@ -167,26 +174,31 @@ def test_divergence_is_judged_over_several_steps_after_the_warm_up(small_model, 
 
 
 def test_a_failed_save_does_not_end_the_training(small_model, tmp_path, monkeypatch, capsys):
-    def full(folder):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoints, "seal", full)
+    monkeypatch.setattr(checkpoints, "seal", Mock(side_effect=OSError(28, "No space left on device")))
     made = fit.fit(make(small_model, steps=5), tmp_path / "full")
     assert made.status == "finished"
     assert "could not save checkpoint-4" in capsys.readouterr().out
     assert not (tmp_path / "full" / "checkpoint-4").exists()
 
 
-def test_what_cannot_be_resumed(small_model, tmp_path, finished):
+def test_what_cannot_begin_or_be_resumed(small_model, tmp_path, finished):
     whole, _ = finished
-    for steps, settings, out, resume, told in (
-        (STEPS, (), tmp_path / "new", True, "no run in .* to resume"),
-        (STEPS, (), whole, False, "holds a run already; add --resume"),
-        (STEPS, ["learning_rate=1e-3"], whole, True, "another recipe .learning_rate was 0.005"),
-        (STEPS - 1, (), whole, True, f"{STEPS} steps long already; choose --max-steps {STEPS} or more"),
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"instruction": "a", "output": "b"}\n{"x": 1}\n')
+    asked = make(small_model)
+    for of, out, given, told in (
+        (asked, tmp_path / "new", {"resume": True}, "no run in .* to resume"),
+        (asked, whole, {}, "holds a run already; add --resume"),
+        (replace(asked, learning_rate=1e-3), whole, {"resume": True}, "another recipe .learning_rate was 0.005"),
+        (replace(asked, max_steps=15), whole, {"resume": True}, "16 steps long already; choose --max-steps 16 or more"),
+        (replace(asked, data=str(rows)), tmp_path / "run", {"strict": True}, "--strict: .*unknown shape"),
+        (asked, rows / "run", {}, "cannot be written to .*choose another --out"),
     ):
         with pytest.raises(InputError, match=told):
-            fit.fit(make(small_model, steps, settings), out, resume=resume)
+            fit.fit(of, out, **given)
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="needs a GPU; use --method lora16 or dora"):
+            fit.fit(make(small_model, method="qlora"), tmp_path / "run")
 
 
 def test_a_finished_run_stays_as_it_is_and_a_longer_one_goes_on(small_model, tmp_path, finished, capsys):
@@ -210,36 +222,28 @@ def test_a_finished_run_stays_as_it_is_and_a_longer_one_goes_on(small_model, tmp
     assert longer.measures["steps"] == 5 and longer.measures["losses"][:3] == made.measures["losses"][:3]
 
 
-def rows_file(path: Path, count: int = 8) -> Path:
-    rows = [json.dumps({"instruction": f"Say {n}.", "output": f"It is {n}."}) for n in range(count)]
-    path.write_text("\n".join(rows))
-    return path
-
-
 def test_other_data_or_another_base_is_no_resumption(small_tokenizer, tmp_path):
-    data, base, out = rows_file(tmp_path / "rows.jsonl"), tmp_path / "base", tmp_path / "run"
+    data, base, out = tmp_path / "rows.jsonl", tmp_path / "base", tmp_path / "run"
+    rows = [json.dumps({"instruction": f"Say {n}.", "output": f"It is {n}."}) for n in range(9)]
+    data.write_text("\n".join(rows[:8]))
     make_model(base, small_tokenizer)
-    small = ["max_length=64", "batch_size=1"]
-    fit.fit(make(base, 2, small, data=str(data)), out)
-    rows_file(data, 9)
+    asked = make(base, 4, ["max_length=64", "batch_size=1"], data=str(data))
+    fit.fit(replace(asked, max_steps=2), out)
+    data.write_text("\n".join(rows))
     with pytest.raises(InputError, match="began with other data .*put it back"):
-        fit.fit(make(base, 4, small, data=str(data)), out, resume=True)
-    rows_file(data)
+        fit.fit(asked, out, resume=True)
+    data.write_text("\n".join(rows[:8]))
     make_model(base, small_tokenizer, seed=1)
     with pytest.raises(InputError, match="began with other model .digest was"):
-        fit.fit(make(base, 4, small, data=str(data)), out, resume=True)
+        fit.fit(asked, out, resume=True)
 
 
 def test_a_run_without_a_checkpoint_begins_anew(small_model, tmp_path, monkeypatch, capsys):
     """One that never began leaves its folder free; one that was cut off before its first checkpoint is resumed."""
-
-    def fails(*_, **__):
-        raise IndexError("index out of range in self")
-
     asked, out = make(small_model, steps=5), tmp_path / "run"
     for method in ("compute_loss", "_save_checkpoint"):
         with monkeypatch.context() as patched, pytest.raises(IndexError):
-            patched.setattr(Trainer, method, fails)
+            patched.setattr(Trainer, method, Mock(side_effect=IndexError("index out of range in self")))
             fit.fit(asked, out)
     with pytest.raises(InputError, match="holds a run already"):
         fit.fit(asked, out)
@@ -258,29 +262,12 @@ def test_a_run_without_a_checkpoint_begins_anew(small_model, tmp_path, monkeypat
     ],
 )
 def test_what_would_fail_later_is_refused_before_training(small_model, tmp_path, config, settings, told):
-    base = tmp_path / "base"
-    base.mkdir()
-    for path in small_model.iterdir():
-        (base / path.name).symlink_to(path)
-    if config:
-        changed = json.loads((base / "config.json").read_text()) | config
-        (base / "config.json").unlink()
-        (base / "config.json").write_text(json.dumps(changed))
+    base = shutil.copytree(small_model, tmp_path / "base")
+    changed = json.loads((base / "config.json").read_text()) | config
+    (base / "config.json").write_text(json.dumps(changed))
     with pytest.raises(InputError, match=told):
         fit.fit(make(base, settings=settings), tmp_path / "run")
     assert not list((tmp_path / "run").glob("*"))
-
-
-def test_bad_input_is_one_sentence(small_model, tmp_path):
-    path, run = tmp_path / "rows.jsonl", tmp_path / "run"
-    path.write_text('{"instruction": "a", "output": "b"}\n{"x": 1}\n')
-    with pytest.raises(InputError, match="--strict: .*unknown shape"):
-        fit.fit(make(small_model, data=str(path)), run, strict=True)
-    with pytest.raises(InputError, match="cannot be written to .*choose another --out"):
-        fit.fit(make(small_model), path / "run")
-    if not torch.cuda.is_available():
-        with pytest.raises(InputError, match="needs a GPU; use --method lora16 or dora"):
-            fit.fit(make(small_model, method="qlora"), run)
 
 
 @pytest.mark.parametrize("step", [2, 6])
@@ -299,9 +286,7 @@ def test_memory_that_runs_out_in_mid_training_costs_no_run(step, small_model, tm
     made = fit.fit(make(small_model), tmp_path / "run")
     assert "trying with less at a time" in capsys.readouterr().out
     assert made.settings["plan"]["micro_batch"] == 1 and len(made.measures["losses"]) == STEPS
-    trained, expected = weights(tmp_path / "run"), weights(whole)
-    assert all(torch.allclose(trained[name], expected[name], atol=2e-4) for name in expected)
-    assert step > 4 or same_weights(tmp_path / "run", whole)
+    assert difference(tmp_path / "run", whole) <= (2e-4 if step > 4 else 0)
 
 
 def test_a_base_is_loaded_without_the_training_room(small_model):
@@ -310,16 +295,14 @@ def test_a_base_is_loaded_without_the_training_room(small_model):
     assert model.config._attn_implementation == "sdpa" and type(model).__name__ == "PeftModelForCausalLM"
 
 
-@pytest.mark.parametrize(
-    ("device", "capability", "has"), [("cpu", None, False), ("cuda", (8, 0), False), ("cuda", (8, 9), True)]
-)
-def test_a_machine_without_fp8_says_so(monkeypatch, device, capability, has):
-    monkeypatch.setattr(hardware, "device", lambda: device)
-    monkeypatch.setattr(hardware, "device_name", lambda: "this machine")
-    monkeypatch.setattr(hardware.torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(hardware, "is_ampere", lambda: device == "cuda")
-    if has:
-        assert hardware.precision("fp8") == "fp8" and hardware.precision("auto") == "bf16"
-        return
-    with pytest.raises(InputError, match="this machine has no FP8"):
-        hardware.precision("fp8")
+def test_a_machine_without_fp8_says_so(monkeypatch):
+    for device, capability in (("cpu", None), ("cuda", (8, 0)), ("cuda", (8, 9))):
+        monkeypatch.setattr(hardware, "device", Mock(return_value=device))
+        monkeypatch.setattr(hardware, "device_name", Mock(return_value="this machine"))
+        monkeypatch.setattr(hardware, "is_ampere", Mock(return_value=device == "cuda"))
+        monkeypatch.setattr(hardware.torch.cuda, "get_device_capability", Mock(return_value=capability))
+        if capability == (8, 9):
+            assert hardware.precision("fp8") == "fp8" and hardware.precision("auto") == "bf16"
+        else:
+            with pytest.raises(InputError, match="this machine has no FP8"):
+                hardware.precision("fp8")

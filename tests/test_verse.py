@@ -2,13 +2,13 @@
 
 import gzip
 import json
+import re
 import time
 from collections import defaultdict
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from iris import InputError
@@ -16,8 +16,6 @@ from iris.poetry.forms import FORMS, judge
 from iris.poetry.judge import judge_file, judge_text
 from iris.poetry.sound import line_syllables, perfect_rhyme, rhymes
 from iris.poetry.verses import read_verses
-
-POEMS = Path(__file__).resolve().parents[2] / "shared/data/poems/poems.jsonl.gz"
 
 HAIKU = "Rain on the tin roof\na kettle begins to sing\nand no one is late"
 LIMERICK = """A baker who lived in the snow
@@ -79,41 +77,34 @@ def kept(text: str) -> set[str]:
 def test_syllables(text, some, never):
     """Among the ways to read a text is one of so many syllables, and none of so many."""
     assert some in line_syllables(text) and never not in line_syllables(text)
-
-
-def test_every_pronunciation_counts():
-    assert line_syllables("fire") == {1, 2}
     assert line_syllables("every fire") == {3, 4, 5}
-    assert judge("Each fire in the night\na kettle begins to sing\nand no one is late", "haiku").keeps
-    assert rhymes("we play the wind", "he rinsed and thinned") and rhymes("the wind", "behind")
+
+
+PERFECT = [
+    ("the night", "a light"), ("turning", "burning"), ("flower", "hour"), ("a stop", "the top"), ("the rain", "again"),
+    ("wind", "find"), ("the wind", "thinned"), ("a small café", "the end of day"), ('the "light"!', "at night--"),
+]  # fmt: skip
+BY_LICENCE = [
+    ("see", "sea"), ("he knows", "his nose"), ("we believe", "you leave"), ("love", "prove"), ("eternity", "to die"),
+    ("memory", "let it be"), ("a memory", "of harmony"), ("punishment", "meant"), ("is", "this"),
+    ("I told her", "on his shoulder"), ("I find it", "I mind it"), ("walk'd", "talked"), ("the flow'rs", "the hours"),
+    ("moonflower", "shower"), ("on GPU", "for you"), ("glasse", "passed the grass"), ("It’s o’er", "“the door”"),
+    ("were", "there"), ("a silver tern", "the beacons burn"), ("an Old Man of Madras", "upon a tall ass"),
+]  # fmt: skip
+NONE = [
+    ("time", "mine"), ("rain", "name"), ("singing", "ring"), ("slowly", "sky"), ("though", "cough"), ("river", "over"),
+    ("medical", "general"), ("red", "reed"), ("alone", "on"), ("the day", "a day"), ("", "day"), ("...", "..."),
+    ("the ballet", "a net"), ("for Tommy,", "but Mary."), ("for tommy,", "but mary."), ("with Emily", "and Tommy"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "rhyme"),
-    [
-        *((a, b, True) for a, b in (
-            ("the night", "a light"), ("see", "sea"), ("turning", "burning"), ("flower", "hour"), ("love", "prove"),
-            ("wind", "find"), ("eternity", "to die"), ("memory", "let it be"), ("butterfly", "sky"),
-            ("punishment", "meant"), ("is", "this"), ("I told her", "on his shoulder"), ("I find it", "I mind it"),
-            ("walk'd", "talked"), ("the flow'rs", "the hours"), ("moonflower", "shower"), ("on GPU", "for you"),
-            ("glasse", "passed the grass"), ("a silver tern", "the beacons burn"), ("a small café", "the end of day"),
-            ("It’s o’er", "“the door”"),
-        )),
-        *((a, b, False) for a, b in (
-            ("cat", "dog"), ("time", "mine"), ("rain", "name"), ("singing", "ring"), ("slowly", "sky"),
-            ("though", "cough"), ("river", "over"), ("medical", "general"), ("red", "reed"), ("alone", "on"),
-            ("the day", "a day"), ("", "day"), ("...", "..."), ("the ballet", "a net"),
-        )),
-    ],
-)  # fmt: skip
-def test_rhymes(a, b, rhyme):
-    assert rhymes(a, b) is rhymes(b, a) is rhyme
-
-
-def test_names_do_not_rhyme_by_an_unstressed_y():
-    assert not rhymes("for Tommy,", "but Mary.") and not rhymes("for tommy,", "but mary.")
-    assert not rhymes("with Emily", "and Tommy") and rhymes("a memory", "of harmony")
-    assert rhymes("an Old Man of Madras", "upon a tall ass")
+    ("pairs", "rhyme", "perfect"), [(PERFECT, True, True), (BY_LICENCE, True, False), (NONE, False, False)]
+)
+def test_rhymes(pairs, rhyme, perfect):
+    for a, b in pairs:
+        assert rhymes(a, b) is rhymes(b, a) is rhyme, (a, b)
+        assert perfect_rhyme(a, b) is perfect_rhyme(b, a) is perfect, (a, b)
 
 
 @pytest.mark.parametrize(
@@ -176,31 +167,11 @@ def test_a_sonnet_may_miss_one_rhyme_but_not_two():
 
 
 def test_lines_of_a_verdict():
-    verdict = judge(ABCB)
-    assert [line.rhyme for line in verdict.lines] == ["", "A", "", "A"]  # in the order in which the rhymes begin
-    assert [line.text for line in verdict.lines] == ABCB.splitlines()
-    assert [line.rhyme for line in judge(HAIKU).lines] == ["", "", ""]
-    assert [line.syllables for line in judge(HAIKU).lines] == [(5,), (7,), (5,)]
-    record = json.loads(json.dumps(asdict(judge(HAIKU))))
-    assert list(record) == ["form", "keeps", "strict", "score", "reasons", "faults", "lines"]
-    assert record["lines"][0] == {"text": "Rain on the tin roof", "syllables": [5], "count": 5, "rhyme": ""}
+    assert [line.rhyme for line in judge(ABCB).lines] == ["", "A", "", "A"]  # in the order in which the rhymes begin
+    verdict = json.loads(json.dumps(asdict(judge(HAIKU))))
+    assert list(verdict) == ["form", "keeps", "strict", "score", "reasons", "faults", "lines"]
+    assert verdict["lines"][1] == {"text": HAIKU.split("\n")[1], "syllables": [7], "count": 7, "rhyme": ""}
     assert judge("fire and every fire\n" * 3, "haiku").lines[0].count == 5  # of 4 to 7 the one that is asked for
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "perfect"),
-    [
-        ("a stop", "the top", True), ("turning", "burning", True), ('the "light"!', "at night--", True),
-        ("the rain", "again", True),  # by one of its pronunciations
-        ("he knows", "his nose", False), ("we believe", "you leave", False),  # the same onset
-        ("were", "there", False),  # our own reading of "were", not the dictionary's
-        ("moonflower", "shower", False), ("a silver tern", "the beacons burn", False),  # not in the dictionary
-        ("love", "prove", False), ("eternity", "to die", False), ("the day", "a day", False), ("", "", False),
-    ],
-)  # fmt: skip
-def test_perfect_rhymes(a, b, perfect):
-    assert perfect_rhyme(a, b) is perfect_rhyme(b, a) is perfect
-    assert rhymes(a, b) or not perfect
 
 
 @pytest.mark.parametrize(
@@ -209,7 +180,6 @@ def test_perfect_rhymes(a, b, perfect):
         (LIMERICK.replace("and slow", "in snow"), "limerick", ("lines 1 and 5 end in the same word",)),
         (LIMERICK.replace("When it", "And whenever it slowly"), "limerick", ("line 3 has 11 syllables, not 5 to 7",)),
         (ABAB.replace("give away", "make us pay"), "quatrain", ()),
-        (ABAB.replace("away", "them back"), "quatrain", ("lines 2 and 4 do not rhyme",)),
         (COUPLET.replace("nearly out", "what they love").replace("all about", "hard to prove"), "couplet",
          ("lines 1 and 2 rhyme by licence only",)),
         (COUPLET + "\n" + COUPLET, "couplet", ("it has 4 lines, not 2",)),
@@ -224,14 +194,6 @@ def test_strict_faults(text, form, faults):
     assert verdict.faults == faults and verdict.strict is (not faults)
 
 
-@pytest.mark.parametrize("text", ["", "  \n \n", []])
-def test_empty_text(text):
-    for form in (None, *FORMS):
-        verdict = judge(text, form)
-        assert (verdict.keeps, bool(verdict.strict), verdict.score, verdict.lines) == (False, False, 0.0, ())
-        assert verdict.reasons == ("it has no lines",)
-
-
 def test_unknown_form():
     with pytest.raises(ValueError, match=r"'villanelle'.*haiku, limerick, couplet, quatrain, sonnet, free"):
         judge(FREE, "villanelle")
@@ -239,9 +201,12 @@ def test_unknown_form():
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(alphabet="abeiouyghstrdl'-’èé,. 19字\n", max_size=60))
+@example("  \n \n")
 def test_any_text_has_a_sound_verdict(text):
     for form in (None, *FORMS):
         verdict = judge(text, form)
+        if not text.strip():
+            assert (verdict.score, verdict.lines, verdict.reasons) == (0.0, (), ("it has no lines",))
         assert 0 <= verdict.score <= 1
         assert verdict.keeps == (not verdict.reasons)
         assert (verdict.strict is None) == (verdict.form == "free")
@@ -264,6 +229,7 @@ HEAD, *REST = HAIKU.split("\n")
         (f"Rain\n\n{HAIKU}\n\n— A. Reader", ["Rain", "— A. Reader"]),
         (f"# Rain\nby A. Reader\n\n{HAIKU}", ["Rain", "by A. Reader"]),
         (f"IV.\n\n{HAIKU}\n-- Bashō, 1680", ["IV.", "-- Bashō, 1680"]),
+        (f"{HEAD}\n\n" + "\n".join(REST), []),  # a first line that the form needs is no title
         (HAIKU.replace("\n", "[1]\n") + "\n\n[1] a note", ["[1] a note"]),
     ],
 )  # fmt: skip
@@ -273,27 +239,12 @@ def test_what_is_no_verse_is_left_out(text, left_out):
     assert found == left_out
 
 
-def test_a_first_line_that_the_form_needs_is_no_title():
-    assert judge_text(f"{HEAD}\n\n" + "\n".join(REST), "haiku")[1] == []
-    assert judge_text(COUPLET + "\n\n— and out", "free")[1] == ["— and out"]
-
-
 @pytest.mark.parametrize(
     "text", ["ふるいけや\nかわずとびこむ", "Les sanglots longs des violons\nde l'automne blessent"]
 )
 def test_another_language_is_told(text):
     with pytest.raises(InputError, match="English only"):
         judge_text(text, None)
-
-
-def verdicts(path, capsys, **options):
-    """What `iris judge --json` prints for a file, and its error."""
-    told = ""
-    try:
-        judge_file(str(path), options.pop("form", None), True, **options)
-    except InputError as error:
-        told = str(error)
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()], told
 
 
 def test_rows_in_any_case_and_bad_rows_by_number(tmp_path, capsys):
@@ -307,36 +258,39 @@ def test_rows_in_any_case_and_bad_rows_by_number(tmp_path, capsys):
     ]
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
-    found, told = verdicts(path, capsys, strict=True)
-    told_of = [(one["form"], one["keeps"], one["strict"]) for one in found]
-    assert told_of == [("haiku", True, True), ("limerick", True, False)]
-    assert found[1]["reasons"] == ["lines 1 and 5 end in the same word"]
+    with pytest.raises(InputError) as told:
+        judge_file(str(path), None, as_json=True, strict=True)
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    judged = [(one["form"], one["keeps"], one["strict"], one["reasons"]) for one in found]
+    assert judged[0] == ("haiku", True, True, [])
+    assert judged[1:] == [("limerick", True, False, ["lines 1 and 5 end in the same word"])]
     reasons = ("line 2 is null", 'line 1 is ["Rain', "unknown form 'villanelle'", "neither")
     for number, why in enumerate(reasons, 2):
-        assert f"row {number}: {why}" in told.replace("it has ", "")
+        assert f"row {number}: {why}" in str(told.value).replace("it has ", "")
 
 
 def test_encodings(tmp_path, capsys):
     path = tmp_path / "poem.md"
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         path.write_text(HAIKU.replace("kettle", "café"), encoding=encoding)
-        assert verdicts(path, capsys, form="HAIKU")[0][0]["keeps"]
+        judge_file(str(path), "HAIKU", as_json=True)
+        assert json.loads(capsys.readouterr().out)["keeps"]
     for encoding in ("latin-1", "utf-16-le"):
         path.write_text(HAIKU.replace("kettle", "café"), encoding=encoding)
-        assert verdicts(path, capsys)[1] == f"{path} is not UTF-8; save it as UTF-8"
+        with pytest.raises(InputError, match="is not UTF-8; save it as UTF-8"):
+            judge_file(str(path), None, as_json=True)
 
 
 def test_the_judge_is_near_linear():
     """A verdict on 2,000 lines takes about ten times as long as one on 200, not a hundred times."""
-    poems = [turn["value"] for row in read_verses("train") for turn in row["conversations"] if turn["from"] == "gpt"]
-    lines = "\n".join(poems).splitlines()[:2000]
-    judge(lines, "couplet")  # reads the words
+    lines = [line for row in read_verses("train") for line in row["conversations"][1]["value"].split("\n")]
+    judge(lines[:2000], "couplet")  # reads the words
     took = []
     for size in (200, 2000):
         started = time.perf_counter()
         judge(lines[:size], "couplet")
         took.append(time.perf_counter() - started)
-    assert took[1] < 40 * took[0]
+    assert len(lines) >= 2000 and took[1] < 40 * took[0]
 
 
 def test_bundled_verses_keep_their_forms():
@@ -346,23 +300,22 @@ def test_bundled_verses_keep_their_forms():
             assert judge(poem, form).keeps, (form, judge(poem, form).reasons, poem)
 
 
-def test_public_poems_are_judged_as_labelled():
+def test_public_poems_are_judged_as_labelled(data):
     """Of those whose annotation fits the form's shape at least 85% keep it, and of no label more than 5% keep another
-    form. Couplets printed in stanzas of four lines are quatrains as well: they do not count as false accepts."""
-    if not POEMS.exists():
-        pytest.skip("the public poems are not beside this repository (../shared/data/poems/poems.jsonl.gz)")
+    form. Couplets printed in stanzas of four lines are quatrains as well: they are left out."""
     forms = [form for form in FORMS if FORMS[form].lines]
-    with gzip.open(POEMS, "rt", encoding="utf-8") as lines:
+    with gzip.open(data / "poems" / "poems.jsonl.gz", "rt", encoding="utf-8") as lines:
         poems = [poem for line in lines if (poem := json.loads(line))["form"] in forms]
     kept, false = defaultdict(list), defaultdict(list)
     for number, poem in enumerate(poems):
-        label, stanzas = poem["form"], "\n".join(line.strip() for line in poem["lines"]).strip("\n").split("\n\n")
-        sizes = [len(stanza.strip("\n").split("\n")) for stanza in stanzas if stanza.strip("\n")]
-        in_fours = label == "couplet" and set(sizes) == {4}
+        label, text = poem["form"], "\n".join(line.strip() for line in poem["lines"])
+        sizes = [len(stanza.splitlines()) for stanza in re.split("\n\n+", text.strip("\n"))]
+        if label == "couplet" and set(sizes) == {4}:
+            continue
         length = {"limerick": 5, "sonnet": 14}.get(label, sum(sizes))
-        if (poem["rhyme"] or label == "limerick") and not in_fours and sum(sizes) == length:
+        if (poem["rhyme"] or label == "limerick") and sum(sizes) == length:
             kept[label].append(judge(poem["lines"], label).keeps)
-        for form in forms if number % 4 == 0 and not in_fours else ():  # a quarter, as this takes four judges
+        for form in forms if number % 4 == 0 else ():  # a quarter, as this takes four judges
             if form != label:
                 false[label, form].append(judge(poem["lines"], form).keeps)
     for label in ("limerick", "couplet", "quatrain", "sonnet"):
