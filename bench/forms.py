@@ -5,7 +5,7 @@
 Strictly (dark), or where that was not measured by the generous judge, which what is strict passes as well.
 """
 
-import sys
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from iris import record
 from iris.evaluate.tasks import FIXED, TASKS
 
-results = Path(sys.argv[1] if len(sys.argv) > 1 else "results")
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("results", nargs="?", type=Path, default=Path("results"))
+results = parser.parse_args().results
 runs: list[tuple[str, bool, dict[str, Any]]] = []  # name, whether strictly, shares
 for row in record.read(results / "voice" / "landing.json").measures["rows"]:
     if row["who"].startswith("voice"):
