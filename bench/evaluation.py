@@ -1,7 +1,6 @@
 """How long the four benchmarks take on this GPU: of one random 1B, and of a base with three adapters in one process.
 
 Run as:  python bench/evaluation.py --tokenizer DIR --data-dir DIR --out results/speed/evaluate.json
-    python bench/evaluation.py --tokenizer DIR --data-dir DIR --profile --out ...    # and where the time goes
 
 `start_seconds` is from the command to the first batch of the first task, everything imported and loaded.
 """
@@ -9,7 +8,6 @@ Run as:  python bench/evaluation.py --tokenizer DIR --data-dir DIR --out results
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -17,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from random_llama import make_model
+from random_llama import keep, make_model
 
 from iris import record
 
@@ -42,11 +40,10 @@ def make_adapters(model: Path, folder: Path) -> list[Path]:
     return made
 
 
-def evaluate(who: str, words: list[str], out: Path, profile: Path | None = None) -> dict[str, Any]:
+def evaluate(who: str, words: list[str], out: Path) -> dict[str, Any]:
     """`iris evaluate` with these words in a process of its own: its seconds, and those of each task and model."""
     began, started = time.monotonic(), 0.0
-    door = ["-m", "cProfile", "-o", str(profile), "-m", "iris"] if profile else ["-m", "iris"]
-    command = [sys.executable, *door, "evaluate", *words, "--out", str(out)]
+    command = [sys.executable, "-m", "iris", "evaluate", *words, "--out", str(out)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
         for line in running.stderr or ():  # tqdm ends its bars with \r, which is a line here
             if "Scoring" in line and not started:
@@ -55,11 +52,8 @@ def evaluate(who: str, words: list[str], out: Path, profile: Path | None = None)
                 print(line.rstrip(), file=sys.stderr, flush=True)
     if running.returncode:
         sys.exit(f"`{' '.join(command)}` failed with exit code {running.returncode}")
-    row: dict[str, Any] = {
-        "who": who,
-        "seconds": round(time.monotonic() - began, 1),
-        "start_seconds": round(started, 1),
-    }
+    seconds = round(time.monotonic() - began, 1)
+    row: dict[str, Any] = {"who": who, "seconds": seconds, "start_seconds": round(started, 1)}
     for path in sorted(out.glob("*.json")) if out.is_dir() else [out]:
         tasks = record.read(path).tasks
         row[path.stem] = {name: {"value": one["value"], "seconds": one["seconds"]} for name, one in tasks.items()}
@@ -71,7 +65,6 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--tasks", default="hellaswag,arc_challenge,mmlu_stem,truthfulqa_mc2")
-    parser.add_argument("--profile", action="store_true", help="print what takes long, of one more run")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     from iris.model import hardware
@@ -83,19 +76,9 @@ def main() -> None:
         folder = Path(scratch)
         model = make_model("1b", args.tokenizer, folder / "llama-1b-random")
         words = ["--model", str(model), "--tasks", args.tasks, "--data-dir", args.data_dir]
-        adapters = [word for each in make_adapters(model, folder) for word in ("--adapter", str(each))]
-        kinds: dict[str, tuple[list[str], Path]] = {"base": (words, folder / "alone.json")}
-        kinds[f"base and {ADAPTERS} adapters"] = (words + adapters, folder / "together")
-        for who, (asked, out) in kinds.items():
-            result.measures["rows"].append(evaluate(who, asked, out))
-            record.write(result, args.out)
-            print(json.dumps(result.measures["rows"][-1]), flush=True)
-        if args.profile:
-            import pstats
-
-            evaluate("profiled", words, folder / "profiled" / "again.json", folder / "evaluate.prof")
-            pstats.Stats(str(folder / "evaluate.prof")).sort_stats("cumtime").print_stats(60)
-            pstats.Stats(str(folder / "evaluate.prof")).sort_stats("tottime").print_stats(25)
+        keep(result, args.out, evaluate("base", words, folder / "alone.json"))
+        words += [word for each in make_adapters(model, folder) for word in ("--adapter", str(each))]
+        keep(result, args.out, evaluate(f"base and {ADAPTERS} adapters", words, folder / "together"))
     result.status = "finished"
     record.write(result, args.out)
 

@@ -5,7 +5,7 @@
 Strictly (dark), or where that was not measured by the generous judge, which what is strict passes as well.
 """
 
-import sys
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,12 @@ from matplotlib.figure import Figure
 from iris import record
 from iris.evaluate.tasks import FIXED, TASKS
 
-results = Path(sys.argv[1] if len(sys.argv) > 1 else "results")
-runs: list[tuple[str, bool, dict[str, Any]]] = []  # name, whether strictly, shares
-for row in record.read(results / "voice" / "landing.json").measures["rows"]:
-    if row["who"].startswith("voice"):
-        runs.append((f"{row['who']}, end words named", True, row))
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("results", nargs="?", type=Path, default=Path("results"))
+results = parser.parse_args().results
 rows = record.read(results / "poet.json").measures["rows"]
-runs.append(("voice, by the poet", True, {row["form"]: row["strict"] for row in rows}))
+runs: list[tuple[str, bool, dict[str, Any]]]  # name, whether strictly, shares
+runs = [("voice, by the poet", True, {row["form"]: row["strict"] for row in rows})]
 for one in record.load(results).values():
     for task, entry in one.tasks.items() if one.kind == "evaluation" else ():
         name = f"{one.name}, end words named" if task == "poetry_plan" else one.name

@@ -23,12 +23,15 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, StaticCache
 
 from iris.model import hardware, load
@@ -43,8 +46,7 @@ ROWS = 4096  # lines that are written at once
 REQUESTS = ("Write {} about {}.", "Give me {} on {}.", "I'd like {} about {}.", "Can you write me {} about {}?")
 
 
-@dataclass(frozen=True)
-class Sampling:
+class Sampling(NamedTuple):
     """How the next token is drawn: of the top_k likeliest, of these the share top_p."""
 
     temperature: float
@@ -65,13 +67,13 @@ class Growing:
     returns: int
     lines: list[str] = field(default_factory=list)
 
-    def stanza(self) -> tuple[str, int, int]:
-        """What to ask for next: the request, the first line and the end of what it asks for."""
+    def stanza(self) -> tuple[str, list[str], list[str]]:
+        """What to ask for next: the request, the end words of what it asks for, and the lines that it has of that."""
         if len(self.words) < 14:
-            return self.request, 0, len(self.words)
+            return self.request, self.words, self.lines
         start = len(self.lines) // 4 * 4
         part = "quatrain" if start < 12 else "couplet"
-        return self.request.replace("sonnet", part, 1), start, min(14, start + 4)
+        return self.request.replace("sonnet", part, 1), self.words[start : start + 4], self.lines[start:]
 
 
 def lands(line: str, ended: bool, form: str, words: list[str], before: list[str]) -> bool:
@@ -99,14 +101,8 @@ def loops(poem: str) -> bool:
 
 
 def grouped(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
-    scaling: float,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
     """Attention of one new token, (rows, heads, 1, size), to a cache whose heads are shared by several of the query's,
     without the copy for each of them that a mask costs elsewhere."""
     rows, heads, size = query.shape[0], query.shape[1], query.shape[3]
@@ -118,16 +114,21 @@ def grouped(
 AttentionInterface.register("grouped", grouped)
 
 
+def pad(rows: list[list[int]], fill: int = 0, side: str = "right") -> Tensor:
+    """The rows as one tensor, filled up to the longest."""
+    return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], True, fill, side).to(hardware.device())
+
+
 class Writer:
     """Base, adapter and tokenizer on the GPU."""
 
     def __init__(self, model: str, adapter: Path) -> None:
-        source = load.resolve(model)
-        self.tokenizer = AutoTokenizer.from_pretrained(source.path)
-        read: dict[str, Any] = {"dtype": torch.bfloat16, "use_safetensors": True}
+        source = load.resolve(model).path
+        self.tokenizer = AutoTokenizer.from_pretrained(source)
         models: Any = AutoModelForCausalLM
-        self.base = models.from_pretrained(source.path, **read).to(hardware.device()).eval()
-        adapted: Any = PeftModel.from_pretrained(models.from_pretrained(source.path, **read), adapter)
+        self.read = partial(models.from_pretrained, source, dtype=torch.bfloat16, use_safetensors=True)
+        self.base = self.read().to(hardware.device()).eval()
+        adapted: Any = PeftModel.from_pretrained(self.read(), adapter)
         self.tuned = adapted.merge_and_unload().to(hardware.device()).eval()
         self.end = self.tokenizer.eos_token_id
         breaks = {i for token, i in self.tokenizer.get_vocab().items() if token and set(token) == {"Ċ"}}
@@ -138,11 +139,9 @@ class Writer:
         ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         return ids + self.tokenizer.encode("".join(line + "\n" for line in lines), add_special_tokens=False)
 
-    def padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor, Tensor]:
         """ids, mask and positions, padded on the left: (rows, longest)."""
-        longest = max(map(len, rows))
-        ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=hardware.device())
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=hardware.device())
+        ids, mask = pad(rows, 0, "left"), pad([[1] * len(row) for row in rows], 0, "left")
         return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
 
     @torch.no_grad()
@@ -154,10 +153,8 @@ class Writer:
         for start in range(0, len(themes), 64):
             part = themes[start : start + 64]
             ids, mask, positions = self.padded([self.tokenizer.encode(asked.format(theme=theme)) for theme in part])
-            logits = self.base(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1).logits[
-                :, -1
-            ]
-            likely = logits.float().log_softmax(-1)[:, list(words.values())].tolist()
+            out = self.base(input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1)
+            likely = out.logits[:, -1].float().log_softmax(-1)[:, list(words.values())].tolist()
             found |= {theme: dict(zip(words, row, strict=True)) for theme, row in zip(part, likely, strict=True)}
         return found
 
@@ -167,7 +164,7 @@ class Writer:
         prompts: list[list[int]],
         count: int,
         most: list[int],
-        stops: torch.Tensor,
+        stops: Tensor,
         how: Sampling,
         enough: float = 1.0,
         model: Any = None,
@@ -193,7 +190,7 @@ class Writer:
         limit = torch.tensor(most, device=ids.device).repeat_interleave(count)
         done, written = torch.zeros_like(limit, dtype=torch.bool), torch.full((rows, max(most)), -1, device=ids.device)
 
-        def draw(logits: torch.Tensor) -> None:
+        def draw(logits: Tensor) -> None:
             best, tokens = logits.float().topk(how.top_k)
             chances = (best / how.temperature).softmax(-1)
             chances = chances.masked_fill(chances.cumsum(-1) - chances > how.top_p, 0)
@@ -261,24 +258,17 @@ class Writer:
         parts = [self.likelihoods(model, rows[i : i + size]).sum(1) for i in range(0, len(rows), size)]
         return [-nats / math.log(2) for part in parts for nats in part.tolist()]
 
-    def likelihoods(self, model: Any, pairs: list[tuple[list[int], list[int]]]) -> torch.Tensor:
+    def likelihoods(self, model: Any, pairs: list[tuple[list[int], list[int]]]) -> Tensor:
         """Log-likelihood of each token of the answers, 0 where there is none: (pairs, longest answer)."""
         logits, wanted = self.logits(model, pairs)
         likely = -torch.nn.functional.cross_entropy(logits, wanted[wanted >= 0], reduction="none")
         return torch.zeros(wanted.shape, device=wanted.device).masked_scatter(wanted >= 0, likely)
 
-    def logits(self, model: Any, pairs: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
+    def logits(self, model: Any, pairs: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
         """What the model says of each token of the answers (tokens, vocabulary), and these, -1 where there is none
         (pairs, longest answer)."""
-        longest = max(len(prompt) + len(answer) for prompt, answer in pairs)
-        most = max(len(answer) for _, answer in pairs)
-        ids = torch.zeros(len(pairs), longest, dtype=torch.long)
-        wanted, places = torch.full((len(pairs), most), -1), torch.zeros(len(pairs), most, dtype=torch.long)
-        for i, (prompt, answer) in enumerate(pairs):
-            ids[i, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
-            wanted[i, : len(answer)] = torch.tensor(answer)
-            places[i, : len(answer)] = torch.arange(len(answer)) + len(prompt) - 1
-        ids, wanted, places = (each.to(hardware.device()) for each in (ids, wanted, places))
+        ids, wanted = pad([prompt + answer for prompt, answer in pairs]), pad([answer for _, answer in pairs], -1)
+        places = pad([[len(prompt) - 1 + i for i in range(len(answer))] for prompt, answer in pairs])
         hidden = model.get_base_model().model(input_ids=ids) if hasattr(model, "get_base_model") else model.model(ids)
         states = hidden.last_hidden_state
         states = states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))
@@ -304,20 +294,14 @@ def grow(writer: Writer, form: str, count: int, chance: random.Random, pool: Pro
     ]
     finished: list[Growing] = []
     while poems:
-        prompts = []
-        for poem in poems:
-            request, start, stop = poem.stanza()
-            prompts.append(writer.prompt(plan.name_plan(request, poem.words[start:stop]), poem.lines[start:]))
+        stanzas = [poem.stanza() for poem in poems]
+        prompts = [writer.prompt(plan.name_plan(request, words), lines) for request, words, lines in stanzas]
         written = enumerate(writer.drafts(prompts, DRAFTS[form], 4 + 2 * FORMS[form].metre[0][1]))
         drafts = list(dict.fromkeys((i, line, ended) for i, lines in written for line, ended in lines))
         asked = [(line, ended, form, poems[i].words, poems[i].lines) for i, line, ended in drafts]
         kept = pool.map(lands, *zip(*asked, strict=True), chunksize=256)
         landed = [(i, line) for (i, line, _), good in zip(drafts, kept, strict=True) if good]
-        stanzas = [poems[i].stanza() for i, _ in landed]
-        plain = [
-            (writer.prompt(request, poems[i].lines[start:]), line)
-            for (i, line), (request, start, _) in zip(landed, stanzas, strict=True)
-        ]
+        plain = [(writer.prompt(stanzas[i][0], stanzas[i][2]), line) for i, line in landed]
         best: dict[int, tuple[float, str]] = defaultdict(lambda: (math.inf, ""))
         for (i, line), bits in zip(landed, writer.bits(writer.tuned, plain), strict=True):
             best[i] = min(best[i], (bits / len(line), line))

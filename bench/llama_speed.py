@@ -4,14 +4,13 @@ weights of the Llama-3 shapes. Each measurement runs in a process of its own and
 Run as:  python bench/llama_speed.py train --tokenizer DIR --out results/speed-train.json
     python bench/llama_speed.py train --tokenizer DIR --as-t4 --steps 200 --set batch_size=1 --out results/speed-t4.json
     python bench/llama_speed.py train --tokenizer DIR --peer u-lora-bs=16-ga=1-gc=0-pack=1-cudnn=0 --out ...
+    python bench/llama_speed.py train --tokenizer DIR --beside "try.py addmm" --out ...
     python bench/llama_speed.py infer --tokenizer DIR --out results/speed-infer.json
-    python bench/llama_speed.py engines --tokenizer DIR --out results/speed-engines.json [--llama-cpp-python PYTHON]
 
 What bounds writing is that every token reads all of the weights: beside each speed stands the share of the memory
-bandwidth, measured in the same run, that it takes. engines: beside the wheel of xllamacpp as it comes, transformers in
-bf16, and llama-cpp-python, where PYTHON is the interpreter of an environment that built it from source, say by
-CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON -DGGML_AVX512=ON
--DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON -DGGML_AVX512_VBMI=ON" pip install llama-cpp-python==0.3.36
+bandwidth, measured in the same run, that it takes. --beside: a script that changes something in `iris` and then runs it
+(`iris.cli.main` with the words that follow), measured beside the present one; five that were never run on a GPU are in
+the history (`git show 2e812cf:bench/tries.py`).
 """
 
 from __future__ import annotations
@@ -27,59 +26,20 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from random_llama import SHAPES, make_model, write_rows
+from random_llama import SHAPES, keep, make_model, write_rows
 
 from iris import cli, recipe, record
 from iris.poetry.poet import SPIN, cores
 
 QUANTS = ("q4_0", "q8_0")
 T4_GB = 15.0
-LLAMA_CPP_PYTHON = """
-import random
-from llama_cpp import Llama
-def load(path, threads):
-    return Llama(path, n_ctx=512, n_threads=threads, n_threads_batch=threads, verbose=False)
-def once(llama):
-    llama.reset()
-    began = time.perf_counter()
-    llama.eval(random.choices(range(1000, 20000), k=256))
-    read = time.perf_counter()
-    for _ in range(64):
-        llama.eval([llama.sample(temp=0)])
-    return read - began, time.perf_counter() - read
-"""
-TRANSFORMERS = """
-import torch
-from transformers import AutoModelForCausalLM
-def load(path, threads):
-    torch.set_num_threads(threads)
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
-def once(model):
-    ids, times = torch.randint(1000, 20000, (1, 256)), []
-    for new in (1, 65):
-        began = time.perf_counter()
-        model.generate(ids, attention_mask=torch.ones_like(ids), min_new_tokens=new, max_new_tokens=new,
-                       do_sample=False, pad_token_id=0)
-        times.append(time.perf_counter() - began)
-    return times[0], times[1] - times[0]
-"""
-MEASURE = """
-began = time.perf_counter()
-engine = load(sys.argv[1], int(sys.argv[2]))
-told = {"load_seconds": round(time.perf_counter() - began, 2)}
-read, write = (min(each) for each in zip(*(once(engine) for _ in range(3))))
-told |= {"prompt_tokens_per_s": round(256 / read, 1), "generation_tokens_per_s": round(64 / write, 1)}
-peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(json.dumps(told | {"peak_memory_gb": round(int(peak.split()[1]) * 1024 / 1e9, 3)}))
-"""
 
 
-def run(*words: str, python: str = sys.executable) -> str:
+def run(*words: str) -> str:
     """What Python printed, run with these words; ends this script if that fails."""
-    done = subprocess.run([python, *words], stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([sys.executable, *words], stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"`{' '.join(words)}` failed with exit code {done.returncode}:\n{done.stdout[-2000:]}")
     return done.stdout
@@ -95,7 +55,7 @@ def train(args: argparse.Namespace, scratch: Path, result: record.Record) -> Non
     tokens = args.steps * asked.batch_size * asked.max_length
     rows = write_rows(args.tokenizer, scratch / "rows.jsonl", tokens // 500 + 100)
     doors = {"iris": [__file__, "as-t4"] if args.as_t4 else ["-m", "iris"]}
-    doors |= {f"iris, {each}": [str(Path(__file__).with_name("tries.py")), each] for each in args.tries}
+    doors |= {f"iris, {each}": each.split() for each in args.beside}
     for shape in args.shapes.split(","):
         model = make_model(shape, args.tokenizer, scratch / f"llama-{shape}-random")
         for method, (who, door) in product(args.methods.split(","), doors.items()):
@@ -103,7 +63,7 @@ def train(args: argparse.Namespace, scratch: Path, result: record.Record) -> Non
             words = ["train", "--model", str(model), "--method", method, "--data", str(rows), "--out", str(out)]
             try:
                 run(*door, *words, "--max-steps", str(args.steps), *settings)
-            except SystemExit as failed:  # a try that fails here is no reason to leave the others
+            except SystemExit as failed:  # a change that fails here is no reason to leave the others
                 if who == "iris":
                     raise
                 print(f"{who}, {method}: {failed}", flush=True)
@@ -120,37 +80,22 @@ def train(args: argparse.Namespace, scratch: Path, result: record.Record) -> Non
 
 
 def infer(args: argparse.Namespace, scratch: Path, result: record.Record) -> None:
-    """The room's engine on a GGUF of every shape and quantization; `engines`: others beside it."""
+    """The room's engine on a GGUF of every shape and quantization."""
+    from iris.export import gguf
+
     bandwidth = read_bandwidth()
     result.settings = {"device": f"{cores()} cores", "threads": cores(), "prompt_tokens": 256, "written_tokens": 64}
     result.measures["bandwidth_gb_per_s"] = round(bandwidth, 1)
-    peers = args.what == "engines"
-    scripts = [f"import json, sys, time{script}{MEASURE}" for script in (LLAMA_CPP_PYTHON, TRANSFORMERS)]
-
-    def measure(who: str, shape: str, quant: str, files: list[Path], words: list[str], python: str) -> None:
-        got = json.loads(run(*words, str(cores()), python=python).splitlines()[-1])
-        size = sum(file.stat().st_size for file in files) / 1e9
+    for shape, quant in product(args.shapes.split(","), QUANTS):
+        model = make_model(shape, args.tokenizer, scratch / f"llama-{shape}-random")
+        path = scratch / f"llama-{shape}-random-{quant.upper()}.gguf"
+        gguf.write(model, path, quant, path.stem)
+        got = json.loads(run(__file__, "engine", str(path)).splitlines()[-1])
+        size = path.stat().st_size / 1e9
         share = round(got["generation_tokens_per_s"] * size / bandwidth, 3)
-        row = {"who": who, "shape": shape, "quant": quant, "file_gb": round(size, 3)}
+        row = {"who": "xllamacpp", "shape": shape, "quant": quant, "file_gb": round(size, 3)}
         keep(result, args.out, row | got | {"bandwidth_ratio": share})
-
-    for shape in args.shapes.split(","):
-        for quant in QUANTS:
-            path = write_gguf(shape, quant, args.tokenizer, scratch)
-            measure("xllamacpp", shape, quant, [path], [__file__, "engine", str(path)], sys.executable)
-            if peers and (other := args.llama_cpp_python):
-                measure("llama-cpp-python, AVX-512", shape, quant, [path], ["-c", scripts[0], str(path)], other)
-            path.unlink()
-        if peers:
-            model = make_model(shape, args.tokenizer, scratch / f"llama-{shape}-random")
-            weights = list(model.glob("*.safetensors"))
-            measure("transformers", shape, "bf16", weights, ["-c", scripts[1], str(model)], sys.executable)
-
-
-def keep(result: record.Record, out: Path, row: dict[str, Any]) -> None:
-    result.measures["rows"].append(row)
-    record.write(result, out)
-    print(json.dumps({key: value for key, value in row.items() if key != "losses"}), flush=True)
+        path.unlink()
 
 
 def read_bandwidth() -> float:
@@ -162,15 +107,6 @@ def read_bandwidth() -> float:
             list(pool.map(np.sum, parts))
             best = min(best, time.perf_counter() - began)
     return 1 / best
-
-
-def write_gguf(shape: str, quant: str, tokenizer: Path, folder: Path) -> Path:
-    """A GGUF of a shape with random weights in `folder`."""
-    from iris.export import gguf
-
-    path = folder / f"llama-{shape}-random-{quant.upper()}.gguf"
-    gguf.write(make_model(shape, tokenizer, folder / f"llama-{shape}-random"), path, quant, path.stem)
-    return path
 
 
 def engine(path: str) -> None:
@@ -214,7 +150,7 @@ def main() -> None:
     if sys.argv[1:2] == ["as-t4"]:
         sys.exit(as_t4(sys.argv[2:]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "infer", "engines"])
+    parser.add_argument("what", choices=["train", "infer"])
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shapes", default="1b", help=f"of {', '.join(SHAPES)}")
@@ -223,8 +159,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a field of the recipe")
     parser.add_argument("--peer", action="append", default=[], metavar="MODE", help="of peer_training.py, beside ours")
     parser.add_argument("--as-t4", action="store_true")
-    parser.add_argument("--tries", type=lambda text: text.split(","), default=[], help="of tries.py, beside ours")
-    parser.add_argument("--llama-cpp-python", metavar="PYTHON")
+    parser.add_argument("--beside", action="append", default=[], metavar="'SCRIPT WORD...'", help="in place of -m iris")
     args = parser.parse_args()
     model = {"id": f"random weights, Llama-3 shapes: {args.shapes}", "revision": None, "digest": None}
     result = record.Record("speed", args.out.stem, model, "stopped", measures={"rows": []})

@@ -5,10 +5,10 @@
 
 By form: strict (share of the poems, and its standard error) and keeps, weak line ends, broken ends, distinct rhyme
 pairs (of all pairs), near copies (eight words in a row that a training poem has), seconds of wall time and of CPU time.
-A record that is there keeps its other rows, so that a long run may be made in slices. --natural
-adds to a row: bits a byte of the poems under the base, over those of the same model's plain poems. --visitors: poems
-asked for at a time. --book: instead, six poems of each form, on fixed themes with the seeds 1 to 6, nothing picked:
-what the base writes, what the voice writes as it comes, and what the poet makes of it.
+A record that is there keeps its other rows, so that a long run may be made in slices. --natural adds to a row: bits a
+byte of the poems under the base, over those of the same model's plain poems. --visitors: poems asked for at a time.
+--book: instead, six poems of each form, on fixed themes with the seeds 1 to 6, nothing picked: what the base writes,
+what the voice writes as it comes, and what the poet makes of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
@@ -82,12 +81,11 @@ def bits_per_byte(asked: list[tuple[Wish, Poem]]) -> float:
 
 def measure(poet: Poet, wishes: list[Wish], visitors: int) -> dict[str, Any]:
     """The row of one form."""
-    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
+    began, used = time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(visitors) as pool:
         found = summary(list(pool.map(poet.recite, wishes)))
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
-    return found | {"cpu_seconds": cpu / len(wishes), "wall_seconds": (time.perf_counter() - began) / len(wishes)}
+    cpu, wall = time.process_time() - used, time.perf_counter() - began
+    return found | {"cpu_seconds": cpu / len(wishes), "wall_seconds": wall / len(wishes)}
 
 
 def natural(poet: Poet, wishes: list[Wish]) -> dict[str, Any]:
@@ -126,7 +124,8 @@ def main() -> None:
     poet = Poet(file, adapter=args.adapter or (VOICE if args.model == "smollm2" else None))
     poet.recite(Wish("anything", "haiku"))  # what is computed once
     if args.book:
-        return book(poet, args.book)
+        book(poet, args.book)
+        return
     requests = [json.loads(line) for line in REQUESTS.read_text(encoding="utf-8").splitlines()]
     model = {"id": file.name, "digest": record.file_digest(file)[:16]}
     result = record.read(args.out) if args.out.exists() else record.Record("speed", args.out.stem, model)
@@ -145,7 +144,6 @@ def main() -> None:
         result.measures["rows"] = [rows[key] for key in order]
         result.status = "finished"
         record.write(result, args.out)
-    return None
 
 
 if __name__ == "__main__":

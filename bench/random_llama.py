@@ -10,6 +10,9 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
+
+from iris import record
 
 SHAPES = {"1b": "llama-3.2-1b", "3b": "llama-3.2-3b", "8b": "llama-3.1-8b"}  # as iris names them
 
@@ -62,3 +65,10 @@ def write_rows(tokenizer: Path, path: Path, count: int) -> Path:
             turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
             handle.write(json.dumps({"messages": turns}) + "\n")
     return path
+
+
+def keep(result: record.Record, out: Path, row: dict[str, Any]) -> None:
+    """Add a row to a record, write it to `out` and print the row."""
+    result.measures["rows"].append(row)
+    record.write(result, out)
+    print(json.dumps({key: value for key, value in row.items() if key != "losses"}), flush=True)

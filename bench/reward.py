@@ -29,10 +29,9 @@ from typing import Any
 import torch
 from grow import REQUESTS, Sampling, Writer, loops
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
 from iris import record
-from iris.model import hardware, load
+from iris.model import hardware
 from iris.poetry import plan
 from iris.poetry.forms import FORMS, ends_weakly, judge
 from iris.poetry.sound import last_word, line_syllables
@@ -97,10 +96,7 @@ class Learner(Writer):
 
     def __init__(self, model: str, adapter: Path) -> None:
         super().__init__(model, adapter)
-        read: dict[str, Any] = {"dtype": torch.bfloat16, "use_safetensors": True}
-        models: Any = AutoModelForCausalLM
-        base = models.from_pretrained(load.resolve(model).path, **read)
-        self.policy: Any = PeftModel.from_pretrained(base, adapter, is_trainable=True).to(hardware.device())
+        self.policy: Any = PeftModel.from_pretrained(self.read(), adapter, is_trainable=True).to(hardware.device())
         self.first = copy.deepcopy(self.tuned)
         self.ends = torch.tensor([self.end], device=hardware.device())
         self.breaks = set(self.stops.tolist()) - {self.end}
@@ -154,9 +150,7 @@ class Learner(Writer):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="of iris train, whose adapter is to learn")
-    parser.add_argument(
-        "--plans", default="haiku=36,limerick=8,couplet=2,quatrain=4,sonnet=6", help="a step's, by form"
-    )
+    parser.add_argument("--plans", default="haiku=36,limerick=8,couplet=2,quatrain=4,sonnet=6", help="of each step")
     parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=3407)
@@ -177,17 +171,16 @@ def main() -> None:
         for request, poem in map(first_exchange, read_verses("train"))
     ]
     asked = [learner.prompt(f"Tell me about {theme}.", []) for theme in themes[:512]]
-    prose = list(
-        zip(asked, learner.sample(asked, 1, [64] * len(asked), learner.ends, POEMS, model=learner.base), strict=True)
-    )
+    told = learner.sample(asked, 1, [64] * len(asked), learner.ends, POEMS, model=learner.base)
+    prose = list(zip(asked, told, strict=True))
     trained = [weight for weight in learner.policy.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    told: list[dict[str, float]] = []
+    steps: list[dict[str, float]] = []
     began, spent = time.monotonic(), 0.0
     with ProcessPoolExecutor(args.workers) as pool:
         while spent < 1:
             for group in optimizer.param_groups:
-                group["lr"] = args.learning_rate * min(1.0, (len(told) + 1) / 5, 2 * (1 - spent))
+                group["lr"] = args.learning_rate * min(1.0, (len(steps) + 1) / 5, 2 * (1 - spent))
             learner.refresh()
             plans, prompts = [], []
             for form in forms:
@@ -217,21 +210,17 @@ def main() -> None:
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            strict = {
-                form: mean(ok for (_, ok, _), its in zip(found, each_form, strict=True) if its == form)
-                for form in counts
-            }
+            strict = {f: mean(one[1] for one, of in zip(found, each_form, strict=True) if of == f) for f in counts}
             means = {"far": mean(far), "alike": mean(same), "verses_moved": moved[0], "prose_moved": moved[1]}
-            told.append({"seconds": round(time.monotonic() - began)} | means | strict)
+            steps.append({"seconds": round(time.monotonic() - began)} | means | strict)
             spent = (time.monotonic() - began) / (60 * args.minutes)
-            print(
-                json.dumps({"step": len(told)} | {key: round(value, 3) for key, value in told[-1].items()}), flush=True
-            )
-            if len(told) % 20 == 0 or spent >= 1:
+            rounded = {key: round(value, 3) for key, value in steps[-1].items()}
+            print(json.dumps({"step": len(steps)} | rounded), flush=True)
+            if len(steps) % 20 == 0 or spent >= 1:
                 learner.policy.save_pretrained(args.out / "adapter")
     made = record.read(args.run / "record.json")
     made.adapter = (made.adapter or {}) | {"digest": record.folder_digest(args.out / "adapter")}
-    made.measures["reward"] = {"plans": counts, "learning_rate": args.learning_rate, "steps": told}
+    made.measures["reward"] = {"plans": counts, "learning_rate": args.learning_rate, "steps": steps}
     record.write(made, args.out / "record.json")
 
 
