@@ -6,7 +6,8 @@
 By form: strict (share of the poems, and its standard error) and keeps, weak line ends, broken ends, distinct rhyme
 pairs (of all pairs), near copies (eight words in a row that a training poem has), seconds of wall time and of CPU time.
 A record that is there keeps its other rows, so that a long run may be made in slices. --natural adds to a row: bits a
-byte of the poems under the base, over those of the same model's plain poems. --visitors: poems asked for at a time.
+byte of the poems under the base, over those of the same model's plain poems; odd ends, words that hardly follow the
+words of their line, of the poems and of people's. --visitors: poems asked for at a time.
 --book: instead, six poems of each form, on fixed themes with the seeds 1 to 6, nothing picked: what the base writes,
 what the voice writes as it comes, and what the poet makes of it.
 """
@@ -18,6 +19,7 @@ import json
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from statistics import mean, median
@@ -33,6 +35,7 @@ from iris.poetry.wish import Poem, Wish
 
 REQUESTS = verses.PATH.parent / "tasks" / "poetry_form.jsonl"
 FIXED = [form for form in FORMS if FORMS[form].lines]
+ODD = -11.0  # log-likelihood of an end word
 THEMES = ("the sea at night", "an old dog", "first snow", "a letter never sent", "bread", "the last bus home")
 
 
@@ -60,23 +63,44 @@ def summary(poems: list[Poem]) -> dict[str, Any]:
     } | ({"distinct_rhyme_pairs": len(set(pairs)) / len(pairs)} if pairs else {})
 
 
-def bits_per_byte(asked: list[tuple[Wish, Poem]]) -> float:
-    """Of the poems, after their requests, under SmolLM2 as it came."""
-    import torch
+@cache
+def base() -> tuple[Any, Any]:
+    """SmolLM2 as it came, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(smollm2.folder(), dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(smollm2.folder())
-    nats = size = 0.0
+    folder = smollm2.folder()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def log_likelihoods(before: list[int], after: list[int]) -> list[float]:
+    """Of each token of `after`, under the base."""
+    import torch
+
+    with torch.inference_mode():
+        likely = base()[0](input_ids=torch.tensor([before + after])).logits[0, len(before) - 1 : -1].log_softmax(-1)
+    return likely.gather(1, torch.tensor(after)[:, None])[:, 0].tolist()
+
+
+def bits_per_byte(asked: list[tuple[Wish, Poem]]) -> float:
+    """Of the poems, after their requests, under the base."""
+    nats, tokenizer = 0.0, base()[1]
     for wish, poem in asked:
         turn = [{"role": "user", "content": wish.request()}]
         start = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
-        ids = torch.tensor([start + tokenizer.encode(poem.text, add_special_tokens=False)])
-        with torch.inference_mode():
-            likely = model(input_ids=ids).logits[0, len(start) - 1 : -1].log_softmax(-1)
-        nats -= float(likely.gather(1, ids[0, len(start) :, None]).sum())
-        size += len(poem.text.encode())
-    return nats / size / math.log(2)
+        nats -= sum(log_likelihoods(start, tokenizer.encode(poem.text, add_special_tokens=False)))
+    return nats / sum(len(poem.text.encode()) for _, poem in asked) / math.log(2)
+
+
+def odd_ends(poems: list[str]) -> float:
+    """The share of lines whose end word (its first token) has, under the base and after the words of its line alone, a
+    log-likelihood below ODD."""
+    found, tokenizer = [], base()[1]
+    for line in "\n".join(poems).splitlines():
+        before, _, _ = line.rpartition(" ")
+        if before:
+            word = tokenizer.encode(f" {last_word(line)}")[:1]
+            found.append(log_likelihoods(tokenizer.encode(before), word)[0] < ODD)
+    return mean(found)
 
 
 def measure(poet: Poet, wishes: list[Wish], visitors: int) -> dict[str, Any]:
@@ -89,10 +113,20 @@ def measure(poet: Poet, wishes: list[Wish], visitors: int) -> dict[str, Any]:
 
 
 def natural(poet: Poet, wishes: list[Wish]) -> dict[str, Any]:
-    """Bits a byte of the poems in their form, and of the same model's plain poems."""
-    kept = bits_per_byte([(wish, poet.recite(wish)) for wish in wishes])
+    """Bits a byte of the poems in their form, and of the same model's plain poems; odd ends of the former, and of
+    the held-out verses by people in that form."""
+    written = [(wish, poet.recite(wish)) for wish in wishes]
+    kept = bits_per_byte(written)
     plain = bits_per_byte([(wish, poet.recite(wish, keep_form=False)) for wish in wishes])
-    return {"bits_n": len(wishes), "bits_per_byte": kept, "plain_bits_per_byte": plain, "bits_ratio": kept / plain}
+    rows = [row for row in verses.read_verses("held_out") if wishes[0].form in row["forms"]]
+    people = [turn["value"] for row in rows for turn in row["conversations"] if turn["from"] == "gpt"]
+    odd = {"odd_ends": odd_ends([poem.text for _, poem in written]), "odd_ends_of_people": odd_ends(people)}
+    return {
+        "bits_n": len(wishes),
+        "bits_per_byte": kept,
+        "plain_bits_per_byte": plain,
+        "bits_ratio": kept / plain,
+    } | odd
 
 
 def book(poet: Poet, file: Path) -> None:

@@ -30,7 +30,7 @@ FEWEST, LINES = 4, 10  # drafts of a first batch: at least so many, and so many 
 ROUNDS = 4  # of drafts for one line, before the one before it is taken back
 PATIENCE = 16  # tokens that drafts may have for each that the form may need
 CUT = 0.4  # nats a token that a line must be likelier by if it was cut
-END = 0.5  # of the likelihood of end words beside the mean of all that a draft was told to write
+END = 0.2  # of the mean likelihood of end words, beside that of all that a draft was told to write
 BIAS = 3.0  # logits in favour of words that rhyme, for a model that was not taught; two more with every new try
 _PLAIN = re.compile(r"[A-Za-z0-9 ,.;:!?'\"‘’“”()—–-]+")
 
