@@ -13,6 +13,7 @@ import struct
 import threading
 import time
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +32,7 @@ VOICE = Path(__file__).with_name("voice.gguf")  # the adapter that comes with Ir
 # cores write 51 tokens/s without spinning (SmolLM2, Q4_0), 100 with this, 117 with OpenMP's own 300,000 rounds; beside
 # another busy process it is 72, 55 and 45.
 SPIN = "300"
+ENDS = 8  # end words that are weighed at a time
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -77,7 +79,7 @@ class Poet:
                 raise InputError(f"{gguf} is not a GGUF model; give a .gguf file, as `iris export` writes it")
         params = xllamacpp.CommonParams()
         params.model.path = str(self.path)
-        params.n_parallel = n_parallel + 1  # and one for `_end`: the slots that poems find must not depend on it
+        params.n_parallel = n_parallel + ENDS  # these for `_end`: the slots that poems find must not depend on it
         params.n_ctx = n_ctx * 8
         params.kv_unified = True
         if adapter is not None:
@@ -107,6 +109,9 @@ class Poet:
         self.plans = has_plans(Path(adapter or gguf))
         self._most = n_parallel
         self._free = threading.Semaphore(n_parallel)
+        self._weighing, self._ends = ThreadPoolExecutor(ENDS), queue.SimpleQueue[int]()
+        for slot in range(n_parallel, n_parallel + ENDS):
+            self._ends.put(slot)
 
     def stream(
         self, wish: Wish, *, max_tokens: int | None = None, left: threading.Event | None = None
@@ -146,7 +151,7 @@ class Poet:
             elif isinstance(asked, Likely):
                 answer = self.likely(asked.prompt)
             elif isinstance(asked, Ends):
-                answer = [self._end(*line) for line in asked.lines]
+                answer = list(self._weighing.map(self._end, *zip(*asked.lines, strict=True)))
             else:
                 with closing(self._write(asked, left)) as growing:
                     for answer in growing:
@@ -166,7 +171,11 @@ class Poet:
         """Of the answer to an Ends one line's: of a word of several tokens the first counts."""
         # leaned towards far enough that it comes; what the engine tells is how likely it was before that
         body = {"prompt": before, "n_predict": 1, "n_probs": 1, "temperature": 0.0, "cache_prompt": False}
-        answer = self._server.handle_completions(body | {"logit_bias": [[f" {word}", 100.0]], "id_slot": self._most})
+        slot = self._ends.get()
+        try:
+            answer = self._server.handle_completions(body | {"logit_bias": [[f" {word}", 100.0]], "id_slot": slot})
+        finally:
+            self._ends.put(slot)
         return answer["choices"][0]["logprobs"]["content"][0]["logprob"] if "choices" in answer else 0.0
 
     @contextmanager
