@@ -19,7 +19,7 @@ from .verses import read_verses
 ASKED = "End the lines with:"
 NEAR = "Think of {theme}: the"  # what comes next, a thing, is near to the theme
 NEUTRAL = ("something", "a thing", "life", "somebody", "a day")  # themes that say what a word's likelihood is anyway
-COMMON = 0.25  # with 0.5 the words are rarer, and a line is led to them less naturally
+COMMON = 0.25  # of how common a word is anyway, what is taken off; the more, the rarer the words of a plan
 UNLIKELY = -14.0  # log-likelihood of a word that is not among the likely ones
 
 

@@ -159,24 +159,27 @@ class Poet:
                 tokens += sum(draft.tokens for draft in answer)
         return Poem.of(text, wish.form, False, tokens, started)
 
+    def _next(self, text: str, **options: Any) -> dict[str, Any]:
+        """What the engine tells of the next token after a text, which is no chat; empty if it fails."""
+        body = {"prompt": text, "n_predict": 1, "temperature": 0.0, "cache_prompt": False}
+        answer = self._server.handle_completions(body | options)
+        return answer["choices"][0]["logprobs"]["content"][0] if "choices" in answer else {}
+
     def _next_words(self, prompt: str) -> dict[str, float]:
         """The answer to a Likely; empty if the engine fails."""
-        body = {"prompt": prompt, "n_predict": 1, "n_probs": 4000, "temperature": 0.0, "cache_prompt": False}
         with self._slots(1):
-            answer = self._server.handle_completions(body)
-        top = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"] if "choices" in answer else ()
+            top = self._next(prompt, n_probs=4000).get("top_logprobs", ())
         return {token["token"][1:]: token["logprob"] for token in top if token["token"].startswith(" ")}
 
     def _end(self, before: str, word: str) -> float:
         """Of the answer to an Ends one line's: of a word of several tokens the first counts."""
         # leaned towards far enough that it comes; what the engine tells is how likely it was before that
-        body = {"prompt": before, "n_predict": 1, "n_probs": 1, "temperature": 0.0, "cache_prompt": False}
         slot = self._ends.get()
         try:
-            answer = self._server.handle_completions(body | {"logit_bias": [[f" {word}", 100.0]], "id_slot": slot})
+            told = self._next(before, n_probs=1, logit_bias=[[f" {word}", 100.0]], id_slot=slot)
         finally:
             self._ends.put(slot)
-        return answer["choices"][0]["logprobs"]["content"][0]["logprob"] if "choices" in answer else 0.0
+        return told.get("logprob", 0.0)
 
     @contextmanager
     def _slots(self, count: int) -> Iterator[None]:
