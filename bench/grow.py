@@ -2,17 +2,20 @@
 from.
 
     python bench/grow.py --adapter runs/planner/adapter --count haiku=3000,couplet=2000 --out grown.jsonl.gz
+    python bench/grow.py --adapter runs/planner/adapter --count sonnet=0 --rows grown.jsonl.gz more.jsonl.gz --out ...
 
 Themes are those of the bundled verses; plans are drawn by how near their words are to the theme under the base. Of the
 drafts of a line that land on its word, in the form's syllables, the one stays that the same model finds likeliest
-without the plan. Where none lands, the line before is written again. A sonnet's quatrains and its couplet are each
-asked for by themselves. At the end the poems that the base finds most natural stay (fewest bits a byte), of each form
-`--keep` of them, none with a line of another.
+without the plan, of those whose end word follows the others if there are such. Where none lands, the line before is
+written again. A sonnet's quatrains and its couplet are each asked for by themselves. At the end, of these poems and of
+those of --rows together, the ones that the base finds most natural stay (fewest odd ends, then fewest bits a byte), of
+each form `--keep` of them, none with a line of another.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import json
 import math
@@ -20,16 +23,18 @@ import random
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
+from poet import ODD
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, StaticCache
@@ -38,7 +43,7 @@ from iris.model import hardware, load
 from iris.poetry import plan
 from iris.poetry.forms import FORMS, ends_sentence, judge
 from iris.poetry.sound import last_word, line_syllables
-from iris.poetry.verses import read_verses
+from iris.poetry.verses import first_exchange, read_verses
 
 DRAFTS = {"haiku": 12, "limerick": 8, "couplet": 6, "quatrain": 6, "sonnet": 12}
 RETURNS = {"haiku": 3, "limerick": 3, "couplet": 2, "quatrain": 2, "sonnet": 8}  # lines that may be written again
@@ -258,6 +263,14 @@ class Writer:
         parts = [self.likelihoods(model, rows[i : i + size]).sum(1) for i in range(0, len(rows), size)]
         return [-nats / math.log(2) for part in parts for nats in part.tolist()]
 
+    @torch.no_grad()
+    def odd(self, lines: list[str]) -> list[bool]:
+        """Of each line whether its end word hardly follows the words before it, under the base."""
+        words = [(line.rpartition(" ")[0] or " ", f" {last_word(line)}") for line in lines]
+        rows = [(self.tokenizer.encode(before), self.tokenizer.encode(word)[:1]) for before, word in words]
+        parts = [self.likelihoods(self.base, rows[i : i + ROWS])[:, 0] for i in range(0, len(rows), ROWS)]
+        return [nats < ODD for part in parts for nats in part.tolist()]
+
     def likelihoods(self, model: Any, pairs: list[tuple[list[int], list[int]]]) -> Tensor:
         """Log-likelihood of each token of the answers, 0 where there is none: (pairs, longest answer)."""
         logits, wanted = self.logits(model, pairs)
@@ -302,13 +315,14 @@ def grow(writer: Writer, form: str, count: int, chance: random.Random, pool: Pro
         kept = pool.map(lands, *zip(*asked, strict=True), chunksize=256)
         landed = [(i, line) for (i, line, _), good in zip(drafts, kept, strict=True) if good]
         plain = [(writer.prompt(stanzas[i][0], stanzas[i][2]), line) for i, line in landed]
-        best: dict[int, tuple[float, str]] = defaultdict(lambda: (math.inf, ""))
-        for (i, line), bits in zip(landed, writer.bits(writer.tuned, plain), strict=True):
-            best[i] = min(best[i], (bits / len(line), line))
+        best: dict[int, tuple[bool, float, str]] = defaultdict(lambda: (True, math.inf, ""))
+        odd, bits = writer.odd([line for _, line in landed]), writer.bits(writer.tuned, plain)
+        for (i, line), *how in zip(landed, odd, bits, strict=True):
+            best[i] = min(best[i], (how[0], how[1] / len(line), line))
         going: list[Growing] = []
         for i, poem in enumerate(poems):
             if i in best:
-                poem.lines.append(best[i][1])
+                poem.lines.append(best[i][-1])
             elif poem.returns:
                 poem.returns, poem.lines = poem.returns - 1, poem.lines[:-1]
             else:
@@ -318,19 +332,35 @@ def grow(writer: Writer, form: str, count: int, chance: random.Random, pool: Pro
     return finished
 
 
-def natural(writer: Writer, poems: list[Growing], form: str, keep: float) -> list[Growing]:
-    """The share of the poems that the base finds most natural: strict, no loops, no line that another has."""
+def natural(writer: Writer, poems: list[Growing], form: str, keep: int) -> list[Growing]:
+    """Of the poems (some, at least) those that the base finds most natural: strict, no loops, no line that another
+    has."""
     poems = [poem for poem in poems if judge(poem.lines, form).strict and not loops("\n".join(poem.lines))]
-    bits = writer.bits(writer.base, [(writer.prompt(poem.request, []), "\n".join(poem.lines)) for poem in poems])
-    order = sorted(range(len(poems)), key=lambda i: bits[i] / len("\n".join(poems[i].lines)))
+    texts = ["\n".join(poem.lines) for poem in poems]
+    bits = writer.bits(
+        writer.base, [(writer.prompt(poem.request, []), text) for poem, text in zip(poems, texts, strict=True)]
+    )
+    ends = iter(writer.odd([line for poem in poems for line in poem.lines]))
+    odd = [mean(next(ends) for _ in poem.lines) for poem in poems]
+    order = sorted(range(len(poems)), key=lambda i: (odd[i], bits[i] / len(texts[i])))
     seen: set[str] = set()
-    chosen: list[Growing] = []
+    chosen: list[int] = []
     for i in order:
         lines = {line.lower() for line in poems[i].lines}
-        if len(chosen) < keep * len(poems) and seen.isdisjoint(lines):
+        if len(chosen) < keep and seen.isdisjoint(lines):
             seen |= lines
-            chosen.append(poems[i])
-    return chosen
+            chosen.append(i)
+    print(f"{form}: {len(chosen)} of {len(poems)} stay, odd ends {mean(odd):.2f} -> {mean(odd[i] for i in chosen):.2f}")
+    return [poems[i] for i in chosen]
+
+
+def read_rows(file: Path) -> Iterator[tuple[str, Growing]]:
+    """The poems of an earlier run, each with its form; of one that was ended, what is whole."""
+    with gzip.open(file, "rt", encoding="utf-8") as lines, contextlib.suppress(EOFError):
+        for row in map(json.loads, lines):
+            asked, poem = first_exchange(row)
+            request, _, words = asked.partition(f" {plan.ASKED} ")
+            yield row["form"], Growing("", request, words.rstrip(".").split(", "), 0, poem.splitlines())
 
 
 def main() -> None:
@@ -338,7 +368,8 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--adapter", type=Path, required=True)
     parser.add_argument("--count", default="haiku=3000,limerick=3500,couplet=2000,quatrain=3000,sonnet=500")
-    parser.add_argument("--keep", type=float, default=0.6)
+    parser.add_argument("--rows", type=Path, nargs="*", default=[], help="of earlier runs, to choose from as well")
+    parser.add_argument("--keep", type=int, default=3000, help="poems of each form, at most")
     parser.add_argument("--workers", type=int, help="processes that judge (default: one a core)")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--out", type=Path, required=True)
@@ -347,18 +378,18 @@ def main() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)
     writer, chance = Writer(args.model, args.adapter), random.Random(args.seed)
     NEAR.update(writer.near(sorted({row["theme"] for row in read_verses("train")})))
+    earlier = [row for file in args.rows for row in read_rows(file)]
     with ProcessPoolExecutor(args.workers) as pool, gzip.open(args.out, "wt", encoding="utf-8") as file:
         for form, count in (part.split("=") for part in args.count.split(",")):
             began = time.monotonic()
             grown = grow(writer, form, int(count), chance, pool)
-            chosen = natural(writer, grown, form, args.keep)
-            for poem in chosen:
+            spent = time.monotonic() - began
+            print(f"{form}: {len(grown)} of {count} came through, {spent:.0f} s", flush=True)
+            for poem in natural(writer, grown + [poem for of, poem in earlier if of == form], form, args.keep):
                 turns = [("human", plan.name_plan(poem.request, poem.words)), ("gpt", "\n".join(poem.lines))]
                 row = {"conversations": [{"from": speaker, "value": text} for speaker, text in turns], "form": form}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            spent = time.monotonic() - began
             file.flush()
-            print(f"{form}: {len(grown)} of {count} came through, {len(chosen)} stay, {spent:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 Group-relative policy optimization (GRPO; Shao et al., arXiv 2402.03300), on policy: each step asks for poems of plans
 drawn as in bench/grow.py, SAMPLES of each, and rewards a strict poem with 1, any other with a share for its lines that
 land in the form's syllables. Besides, each line is rewarded for landing by itself, so that a haiku or a sonnet learns
-from the lines that do long before all of them do. What keeps the poems from growing alike: a poem pays for words in a
+from the lines that do long before all of them do, and for an end word that follows the words before it, as a model that
+is told where to land does so at any price. What keeps the poems from growing alike: a poem pays for words in a
 row that poems of other plans have too, and for going far from what the adapter wrote at first. Verses by people and
 prose by the base stay as likely as they were (their divergence is paid for as well), or the held-out verses get worse.
 --out gets the adapter, and the run's record with the share of strict poems in each step.
@@ -43,6 +44,7 @@ TOKENS = {"haiku": 36, "limerick": 80, "couplet": 40, "quatrain": 72, "sonnet": 
 POEMS = Sampling(0.9, 0.98, 128)
 ALIKE = 0.5  # what a poem pays if all of its words in a row, by threes, are those of two other plans' poems
 FAR = 0.15  # what it pays for each nat a token by which it is likelier than at first
+ODD_END = 0.3  # what it pays if none of its end words follows the words before it
 STAY = 5.0  # how much it weighs, beside the reward, that verses and prose stay as likely as they were
 WORDS = "A poem about {theme} with the words"  # what comes next are words of any kind, where plan.NEAR has things
 
@@ -150,7 +152,7 @@ class Learner(Writer):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="of iris train, whose adapter is to learn")
-    parser.add_argument("--plans", default="haiku=36,limerick=8,couplet=2,quatrain=4,sonnet=6", help="of each step")
+    parser.add_argument("--plans", default="haiku=36,limerick=8,couplet=2,quatrain=4,sonnet=8", help="of each step")
     parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=3407)
@@ -199,10 +201,13 @@ def main() -> None:
             found = list(pool.map(reward, texts, ended, each_form, each_plan, chunksize=16))
             poems = [(prompts[i // SAMPLES], answer) for i, answer in enumerate(answers)]
             same, far = alike(texts), learner.far(poems)
-            paid = [value - ALIKE * s - FAR * f for (value, _, _), s, f in zip(found, same, far, strict=True)]
-            lines = torch.zeros(len(poems), 14)
-            for row, (_, _, good) in zip(lines, found, strict=True):
-                row[: len(good)] = torch.tensor(good).float()
+            stanzas = [[line for line in text.strip().splitlines() if line.strip()][:14] for text in texts]
+            ends = iter(learner.odd([line for stanza in stanzas for line in stanza]))
+            odd = [[next(ends) for _ in stanza] for stanza in stanzas]
+            lines, paid = torch.zeros(len(poems), 14), []
+            for row, (value, _, good), s, f, o in zip(lines, found, same, far, odd, strict=True):
+                paid.append(value - ALIKE * s - FAR * f - ODD_END * sum(o) / max(1, len(o)))
+                row[: len(good)] = torch.tensor(good) * (1 - 0.5 * torch.tensor(o[: len(good)]).float())
             advantage = standard(torch.tensor(paid).view(-1, SAMPLES, 1)) + standard(lines.view(-1, SAMPLES, 14))
 
             learner.learn(poems, advantage.flatten(0, 1))
@@ -211,7 +216,14 @@ def main() -> None:
             optimizer.step()
             optimizer.zero_grad()
             strict = {f: mean(one[1] for one, of in zip(found, each_form, strict=True) if of == f) for f in counts}
-            means = {"far": mean(far), "alike": mean(same), "verses_moved": moved[0], "prose_moved": moved[1]}
+            ends_odd = mean(end for stanza in odd for end in stanza)
+            means = {
+                "far": mean(far),
+                "alike": mean(same),
+                "odd_ends": ends_odd,
+                "verses_moved": moved[0],
+                "prose_moved": moved[1],
+            }
             steps.append({"seconds": round(time.monotonic() - began)} | means | strict)
             spent = (time.monotonic() - began) / (60 * args.minutes)
             rounded = {key: round(value, 3) for key, value in steps[-1].items()}
