@@ -26,7 +26,7 @@ from .wish import Wish, clean_theme
 Landing = tuple[int, int, float, list[str]]  # minus the faults of the first line, how many lines, how likely, the lines
 NOTHING: Landing = (-99, 0, 0.0, [])
 DRAFTS = 8  # in one batch, at most
-FEWEST, LINES = 4, 10  # drafts of a first batch: at least so many, and so many lines in all of them together
+FEWEST, LINES = 3, 8  # drafts of a first batch: at least so many, and so many lines in all of them together
 ROUNDS = 4  # of drafts for one line, before the one before it is taken back
 PATIENCE = 16  # tokens that drafts may have for each that the form may need
 CUT = 0.4  # nats a token that a line must be likelier by if it was cut
