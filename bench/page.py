@@ -27,7 +27,10 @@ from iris.poetry.poet import Poet
 from iris.poetry.wish import Wish
 from iris.publish.page import export_page
 
-THEMES = ("the sea at night", "first snow", "letters never sent")
+THEMES = (
+    *("the sea at night", "first snow", "letters never sent", "an old dog", "bread", "the last bus home"),
+    *("a broken umbrella", "my father's watch", "moss", "moving house", "a lighthouse", "jazz at midnight"),
+)
 WISH = Wish("the sea at night", "sonnet", seed=5)
 SPEED = """async (asked) => {
   const room = await (await fetch("/room.json")).json(), { Engine } = await import(`/${room.engine}/engine.js`);
@@ -77,7 +80,8 @@ def speeds(context: BrowserContext, url: str, poet: Poet) -> tuple[float, float]
 def kept(context: BrowserContext, url: str, poet: Poet, form: str) -> tuple[str, str]:
     """How long poems in a form take the page, of what the same wishes take this process, how many keep it; and its
     memory."""
-    tab, there, here, keeps = context.new_page(), [], [], 0
+    here = [poet.recite(Wish(theme, form, seed=seed)).seconds for seed, theme in enumerate(THEMES)]
+    tab, there, keeps = context.new_page(), [], 0
     tab.goto(url)
     tab.locator("#engine", has_text="Python").wait_for(timeout=90_000)
     for seed, theme in enumerate(THEMES):
@@ -89,7 +93,6 @@ def kept(context: BrowserContext, url: str, poet: Poet, form: str) -> tuple[str,
         tab.wait_for_selector(DONE, timeout=180_000)
         there.append(float(tab.locator("#sheet .clock").inner_text().split()[0]))
         keeps += tab.locator("#sheet .said b").count()
-        here.append(poet.recite(Wish(theme, form, seed=seed)).seconds)
     used = f"{memory():.0f} MB"
     tab.close()
     of = f"{median(there) / median(here):.1f} ({median(there):.1f} s of {median(here):.1f} s)"
