@@ -20,7 +20,7 @@ results = parser.parse_args().results
 rows = record.read(results / "poet.json").measures["rows"]
 runs: list[tuple[str, bool, dict[str, Any]]]  # name, whether strictly, shares
 runs = [("voice, by the poet", True, {row["form"]: row["strict"] for row in rows})]
-for one in record.load(results).values():
+for one in (record.load(results) | record.load(results / "voice")).values():
     for task, entry in one.tasks.items() if one.kind == "evaluation" else ():
         name = f"{one.name}, end words named" if task == "poetry_plan" else one.name
         for judge in ("strict", "keeps") if TASKS[task].by_form else ():

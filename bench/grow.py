@@ -317,8 +317,8 @@ def grow(writer: Writer, form: str, count: int, chance: random.Random, pool: Pro
         plain = [(writer.prompt(stanzas[i][0], stanzas[i][2]), line) for i, line in landed]
         best: dict[int, tuple[bool, float, str]] = defaultdict(lambda: (True, math.inf, ""))
         odd, bits = writer.odd([line for _, line in landed]), writer.bits(writer.tuned, plain)
-        for (i, line), *how in zip(landed, odd, bits, strict=True):
-            best[i] = min(best[i], (how[0], how[1] / len(line), line))
+        for (i, line), is_odd, said in zip(landed, odd, bits, strict=True):
+            best[i] = min(best[i], (is_odd, said / len(line), line))
         going: list[Growing] = []
         for i, poem in enumerate(poems):
             if i in best:
