@@ -333,13 +333,11 @@ def grow(writer: Writer, form: str, count: int, chance: random.Random, pool: Pro
 
 
 def natural(writer: Writer, poems: list[Growing], form: str, keep: int) -> list[Growing]:
-    """Of the poems (some, at least) those that the base finds most natural: strict, no loops, no line that another
-    has."""
+    """Of the poems those that the base finds most natural: strict, no loops, no line that another has."""
     poems = [poem for poem in poems if judge(poem.lines, form).strict and not loops("\n".join(poem.lines))]
     texts = ["\n".join(poem.lines) for poem in poems]
-    bits = writer.bits(
-        writer.base, [(writer.prompt(poem.request, []), text) for poem, text in zip(poems, texts, strict=True)]
-    )
+    prompts = [writer.prompt(poem.request, []) for poem in poems]
+    bits = writer.bits(writer.base, list(zip(prompts, texts, strict=True)))
     ends = iter(writer.odd([line for poem in poems for line in poem.lines]))
     odd = [mean(next(ends) for _ in poem.lines) for poem in poems]
     order = sorted(range(len(poems)), key=lambda i: (odd[i], bits[i] / len(texts[i])))
@@ -350,7 +348,9 @@ def natural(writer: Writer, poems: list[Growing], form: str, keep: int) -> list[
         if len(chosen) < keep and seen.isdisjoint(lines):
             seen |= lines
             chosen.append(i)
-    print(f"{form}: {len(chosen)} of {len(poems)} stay, odd ends {mean(odd):.2f} -> {mean(odd[i] for i in chosen):.2f}")
+    print(f"{form}: {len(chosen)} of {len(poems)} stay")
+    if chosen:
+        print(f"{form}: odd ends {mean(odd):.2f} -> {mean(odd[i] for i in chosen):.2f}")
     return [poems[i] for i in chosen]
 
 

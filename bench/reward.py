@@ -49,10 +49,15 @@ STAY = 5.0  # how much it weighs, beside the reward, that verses and prose stay 
 WORDS = "A poem about {theme} with the words"  # what comes next are words of any kind, where plan.NEAR has things
 
 
+def lines_of(poem: str) -> list[str]:
+    """Its lines that are not empty."""
+    return [line.strip() for line in poem.splitlines() if line.strip()]
+
+
 def reward(poem: str, ended: bool, form: str, words: list[str]) -> tuple[float, bool, list[bool]]:
     """1 for a strict poem that lands on its words and ends by itself, up to 0.5 for the lines of any other that do; and
     whether it is strict, and line by line whether it lands."""
-    lines = [line.strip() for line in poem.strip().splitlines() if line.strip()]
+    lines = lines_of(poem)
     strict = ended and bool(judge(poem.strip(), form).strict)
     metre = FORMS[form].metre
     good = [
@@ -201,9 +206,9 @@ def main() -> None:
             found = list(pool.map(reward, texts, ended, each_form, each_plan, chunksize=16))
             poems = [(prompts[i // SAMPLES], answer) for i, answer in enumerate(answers)]
             same, far = alike(texts), learner.far(poems)
-            stanzas = [[line for line in text.strip().splitlines() if line.strip()][:14] for text in texts]
-            ends = iter(learner.odd([line for stanza in stanzas for line in stanza]))
-            odd = [[next(ends) for _ in stanza] for stanza in stanzas]
+            stanzas = [lines_of(text)[:14] for text in texts]
+            found_odd = iter(learner.odd([line for stanza in stanzas for line in stanza]))
+            odd = [[next(found_odd) for _ in stanza] for stanza in stanzas]
             lines, paid = torch.zeros(len(poems), 14), []
             for row, (value, _, good), s, f, o in zip(lines, found, same, far, odd, strict=True):
                 paid.append(value - ALIKE * s - FAR * f - ODD_END * sum(o) / max(1, len(o)))
@@ -216,14 +221,8 @@ def main() -> None:
             optimizer.step()
             optimizer.zero_grad()
             strict = {f: mean(one[1] for one, of in zip(found, each_form, strict=True) if of == f) for f in counts}
-            ends_odd = mean(end for stanza in odd for end in stanza)
-            means = {
-                "far": mean(far),
-                "alike": mean(same),
-                "odd_ends": ends_odd,
-                "verses_moved": moved[0],
-                "prose_moved": moved[1],
-            }
+            means = {"far": mean(far), "alike": mean(same), "odd_ends": mean(end for ends in odd for end in ends)}
+            means |= {"verses_moved": moved[0], "prose_moved": moved[1]}
             steps.append({"seconds": round(time.monotonic() - began)} | means | strict)
             spent = (time.monotonic() - began) / (60 * args.minutes)
             rounded = {key: round(value, 3) for key, value in steps[-1].items()}
