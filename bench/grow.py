@@ -133,11 +133,15 @@ class Writer:
         models: Any = AutoModelForCausalLM
         self.read = partial(models.from_pretrained, source, dtype=torch.bfloat16, use_safetensors=True)
         self.base = self.read().to(hardware.device()).eval()
-        adapted: Any = PeftModel.from_pretrained(self.read(), adapter)
-        self.tuned = adapted.merge_and_unload().to(hardware.device()).eval()
+        self.tuned = self.merged(adapter)
         self.end = self.tokenizer.eos_token_id
         breaks = {i for token, i in self.tokenizer.get_vocab().items() if token and set(token) == {"Ċ"}}
         self.stops = torch.tensor(sorted(breaks | {self.end}), device=hardware.device())
+
+    def merged(self, adapter: Path) -> Any:
+        """The base with an adapter in its weights."""
+        adapted: Any = PeftModel.from_pretrained(self.read(), adapter)
+        return adapted.merge_and_unload().to(hardware.device()).eval()
 
     def prompt(self, request: str, lines: list[str]) -> list[int]:
         messages = [{"role": "user", "content": request}]

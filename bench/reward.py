@@ -7,8 +7,9 @@ drawn as in bench/grow.py, SAMPLES of each, and rewards a strict poem with 1, an
 land in the form's syllables. Besides, each line is rewarded for landing by itself, so that a haiku or a sonnet learns
 from the lines that do long before all of them do, and for an end word that follows the words before it, as a model that
 is told where to land does so at any price. What keeps the poems from growing alike: a poem pays for words in a
-row that poems of other plans have too, and for going far from what the adapter wrote at first. Verses by people and
-prose by the base stay as likely as they were (their divergence is paid for as well), or the held-out verses get worse.
+row that poems of other plans have too, and for going far from what the adapter wrote at first. Verses by people stay as
+likely as they were, and prose (answers in a chat, answers outside of one, plain text) as the base has it, or the
+adapter of --prose: their divergence is paid for as well, or the held-out verses and the benchmarks get worse.
 --out gets the adapter, and the run's record with the share of strict poems in each step.
 """
 
@@ -45,7 +46,8 @@ POEMS = Sampling(0.9, 0.98, 128)
 ALIKE = 0.5  # what a poem pays if all of its words in a row, by threes, are those of two other plans' poems
 FAR = 0.15  # what it pays for each nat a token by which it is likelier than at first
 ODD_END = 0.3  # what it pays if none of its end words follows the words before it
-STAY = 5.0  # how much it weighs, beside the reward, that verses and prose stay as likely as they were
+STAY = 5.0  # how much it weighs, beside the reward, that verses and prose stay as likely as they should
+PROSE = ("Q: What should one know about {theme}?\nA:", "{theme} is")  # what the base goes on from outside of a chat
 WORDS = "A poem about {theme} with the words"  # what comes next are words of any kind, where plan.NEAR has things
 
 
@@ -88,10 +90,10 @@ def alike(texts: list[str]) -> list[float]:
 
 
 def parts(poems: list[tuple[list[int], list[int]]]) -> Iterator[list[int]]:
-    """The poems' numbers by length, in parts of 8,192 tokens with their padding at most."""
+    """The poems' numbers by length, in parts of 16,384 tokens with their padding at most."""
     part: list[int] = []
     for i in sorted(range(len(poems)), key=lambda i: len(poems[i][0]) + len(poems[i][1])):
-        if part and (len(part) + 1) * (len(poems[i][0]) + len(poems[i][1])) > 8192:
+        if part and (len(part) + 1) * (len(poems[i][0]) + len(poems[i][1])) > 16384:
             yield part
             part = []
         part.append(i)
@@ -101,8 +103,9 @@ def parts(poems: list[tuple[list[int], list[int]]]) -> Iterator[list[int]]:
 class Learner(Writer):
     """The writer, whose `tuned` is the policy's copy to sample from, and the policy itself."""
 
-    def __init__(self, model: str, adapter: Path) -> None:
+    def __init__(self, model: str, adapter: Path, prose: Path | None = None) -> None:
         super().__init__(model, adapter)
+        self.prose = self.merged(prose) if prose else self.base
         self.policy: Any = PeftModel.from_pretrained(self.read(), adapter, is_trainable=True).to(hardware.device())
         self.first = copy.deepcopy(self.tuned)
         self.ends = torch.tensor([self.end], device=hardware.device())
@@ -143,13 +146,13 @@ class Learner(Writer):
                 weight[row, : len(line)] = advantage[i, line] / len(line)
             (-(weight.to(likely.device) * likely).sum() / len(poems)).backward()
 
-    def stay(self, rows: list[tuple[list[int], list[int]]]) -> float:
-        """Add to the gradients what keeps the answers to rows as likely as at first, whatever else might be said: the
-        Kullback-Leibler divergence from the first model, in nats a token."""
+    def stay(self, like: Any, rows: list[tuple[list[int], list[int]]]) -> float:
+        """Add to the gradients what keeps the answers to rows as likely as the model `like` has them, whatever else
+        might be said: the Kullback-Leibler divergence from it, in nats a token."""
         with torch.no_grad():
-            first = self.logits(self.first, rows)[0].log_softmax(-1)
+            wanted = self.logits(like, rows)[0].log_softmax(-1)
         now = self.logits(self.policy, rows)[0].log_softmax(-1)
-        divergence = torch.nn.functional.kl_div(now, first, log_target=True, reduction="batchmean")
+        divergence = torch.nn.functional.kl_div(now, wanted, log_target=True, reduction="batchmean")
         (STAY * divergence).backward()
         return float(divergence.detach())
 
@@ -157,7 +160,8 @@ class Learner(Writer):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="of iris train, whose adapter is to learn")
-    parser.add_argument("--plans", default="haiku=36,limerick=8,couplet=2,quatrain=4,sonnet=8", help="of each step")
+    parser.add_argument("--prose", type=Path, help="an adapter that prose is to stay as likely by (default: the base)")
+    parser.add_argument("--plans", default="haiku=36,limerick=8,couplet=2,quatrain=4,sonnet=16", help="of each step")
     parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=3407)
@@ -166,7 +170,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.backends.cuda.enable_cudnn_sdp(False)
-    learner, chance = Learner("smollm2", args.run / "adapter"), random.Random(args.seed)
+    learner, chance = Learner("smollm2", args.run / "adapter", args.prose), random.Random(args.seed)
     counts = {form: int(count) for form, count in (part.split("=") for part in args.plans.split(","))}
     forms = [form for form, count in counts.items() for _ in range(count)]
     forms.sort(key=lambda form: form == "sonnet")  # last, to be sampled apart: they are three times as long
@@ -178,8 +182,9 @@ def main() -> None:
         for request, poem in map(first_exchange, read_verses("train"))
     ]
     asked = [learner.prompt(f"Tell me about {theme}.", []) for theme in themes[:512]]
-    told = learner.sample(asked, 1, [64] * len(asked), learner.ends, POEMS, model=learner.base)
-    prose = list(zip(asked, told, strict=True))
+    asked += [learner.tokenizer.encode(text.format(theme=theme)) for theme in themes[:512] for text in PROSE]
+    answered = learner.sample(asked, 1, [64] * len(asked), learner.ends, POEMS, model=learner.base)
+    prose = list(zip(asked, answered, strict=True))
     trained = [weight for weight in learner.policy.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     steps: list[dict[str, float]] = []
@@ -216,7 +221,8 @@ def main() -> None:
             advantage = standard(torch.tensor(paid).view(-1, SAMPLES, 1)) + standard(lines.view(-1, SAMPLES, 14))
 
             learner.learn(poems, advantage.flatten(0, 1))
-            moved = learner.stay(chance.sample(verses, 64)), learner.stay(chance.sample(prose, 32))
+            moved = [learner.stay(learner.first, chance.sample(verses, 64))]
+            moved.append(learner.stay(learner.prose, chance.sample(prose, 64)))
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -231,7 +237,8 @@ def main() -> None:
                 learner.policy.save_pretrained(args.out / "adapter")
     made = record.read(args.run / "record.json")
     made.adapter = (made.adapter or {}) | {"digest": record.folder_digest(args.out / "adapter")}
-    made.measures["reward"] = {"plans": counts, "learning_rate": args.learning_rate, "steps": steps}
+    told = {"plans": counts, "learning_rate": args.learning_rate, "prose": str(args.prose or "base"), "steps": steps}
+    made.measures["reward"] = [*made.measures.get("reward", []), told]
     record.write(made, args.out / "record.json")
 
 
