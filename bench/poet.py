@@ -4,7 +4,8 @@
     python bench/poet.py --book docs/poems.md
 
 By form: strict (share of the poems, and its standard error) and keeps, weak line ends, broken ends, distinct rhyme
-pairs (of all pairs), near copies (eight words in a row that a training poem has), seconds of wall time and of CPU time.
+pairs (of all pairs), near copies (eight words in a row that a training poem has), the favourite phrase (share of the
+poems that have their most frequent three words in a row), seconds of wall time and of CPU time.
 A record that is there keeps its other rows, so that a long run may be made in slices. --natural adds to a row: bits a
 byte of the poems under the base, over those of the same model's plain poems; odd ends, words that hardly follow the
 words of their line, of the poems and of people's. --visitors: poems asked for at a time.
@@ -17,7 +18,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import combinations
@@ -44,6 +47,8 @@ def summary(poems: list[Poem]) -> dict[str, Any]:
     from iris.poetry.tasks.poetry_form import score
 
     lines = [poem.text.splitlines() for poem in poems]
+    words = [re.findall(r"[a-z']+", poem.text.lower()) for poem in poems]
+    phrases = Counter(phrase for said in words for phrase in set(zip(said, said[1:], said[2:], strict=False)))
     ends = [combinations(sorted(map(last_word, poem)), 2) for poem in lines]
     pairs = [pair for words in ends for pair in words if perfect_rhyme(*pair)]
     verdicts = [judge(poem.text, poem.form) for poem in poems]
@@ -57,6 +62,7 @@ def summary(poems: list[Poem]) -> dict[str, Any]:
         "weak_ends": mean(ends_weakly(line) for poem in lines for line in poem),
         "broken_ends": mean(not ends_sentence(poem.text) for poem in poems),
         "near_copies": mean(score(poem.text, poem.form)["near_copy"] for poem in poems),
+        "favourite_phrase": max(phrases.values(), default=0) / len(poems),
         "tokens": mean(poem.tokens for poem in poems),
         "seconds_median": median(seconds),
         "seconds_90th": seconds[math.ceil(0.9 * len(seconds)) - 1],
