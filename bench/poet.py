@@ -42,13 +42,18 @@ ODD = -11.0  # log-likelihood of an end word
 THEMES = ("the sea at night", "an old dog", "first snow", "a letter never sent", "bread", "the last bus home")
 
 
+def threes(poem: str) -> set[tuple[str, str, str]]:
+    """Its words in a row, by threes."""
+    words = re.findall(r"[a-z']+", poem.lower())
+    return set(zip(words, words[1:], words[2:], strict=False))
+
+
 def summary(poems: list[Poem]) -> dict[str, Any]:
     """The measures of one form's poems; shares from 0 to 1, seconds a poem."""
     from iris.poetry.tasks.poetry_form import score
 
     lines = [poem.text.splitlines() for poem in poems]
-    words = [re.findall(r"[a-z']+", poem.text.lower()) for poem in poems]
-    phrases = Counter(phrase for said in words for phrase in set(zip(said, said[1:], said[2:], strict=False)))
+    phrases = Counter(phrase for poem in poems for phrase in threes(poem.text))
     ends = [combinations(sorted(map(last_word, poem)), 2) for poem in lines]
     pairs = [pair for words in ends for pair in words if perfect_rhyme(*pair)]
     verdicts = [judge(poem.text, poem.form) for poem in poems]

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from grow import REQUESTS, Sampling, Writer, loops
 from peft import PeftModel
+from poet import threes
 
 from iris import record
 from iris.model import hardware
@@ -81,12 +82,11 @@ def standard(values: torch.Tensor) -> torch.Tensor:
 
 def alike(texts: list[str]) -> list[float]:
     """Of each poem (SAMPLES a plan) the share of its words in a row, by threes, that poems of two other plans have."""
-    words = [re.findall(r"[a-z']+", text.lower()) for text in texts]
-    threes = [set(zip(each, each[1:], each[2:], strict=False)) for each in words]
+    phrases = [threes(text) for text in texts]
     plans: Counter[tuple[str, str, str]] = Counter()
     for i in range(0, len(texts), SAMPLES):
-        plans.update(set().union(*threes[i : i + SAMPLES]))
-    return [sum(plans[three] > 2 for three in each) / max(1, len(each)) for each in threes]
+        plans.update(set().union(*phrases[i : i + SAMPLES]))
+    return [sum(plans[three] > 2 for three in each) / max(1, len(each)) for each in phrases]
 
 
 def parts(poems: list[tuple[list[int], list[int]]]) -> Iterator[list[int]]:
